@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs the tests; arguments go to pytest.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+
+usable_home
+uv_sync --group dev --extra plot
+cd "$root"
+# What a caller's shell or a git hook has set would steer the labs and repositories that the tests make.
+unset AUTORESEARCH_HOME AUTORESEARCH_CACHE AUTORESEARCH_SEED AUTORESEARCH_WEIGHTS_IN AUTORESEARCH_WEIGHTS_OUT
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # small models on few cores: more threads only get in one another's way
+exec "$(venv_python)" -m pytest "$@" </dev/null

@@ -1,0 +1,1 @@
+"""Autonomous machine-learning research: propose, run, judge, record, settle."""

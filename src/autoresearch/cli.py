@@ -1,0 +1,417 @@
+"""The commands: argument parsing and calls, nothing else.
+
+Data goes to stdout, everything said to a person to stderr. Exit codes: 0 done, 3 the machine or the lab is not ready, 64 a wrong
+call, 70 our own fault, 130 stopped by a person; `run` also 1 for a crash and 2 for a time-out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from autoresearch import report, results
+from autoresearch.errors import Interrupted, NotReady, WrongCall
+from autoresearch.lab import Lab, find_lab
+
+if TYPE_CHECKING:
+    from autoresearch.session import Session
+    from autoresearch.view import View
+
+CRASH, TIMEOUT, NOT_READY, WRONG, FAULT, STOPPED = 1, 2, 3, 64, 70, 130
+# Seconds of a run beyond its budget (start-up, evaluation), for the first estimate of a session's length.
+BEYOND_BUDGET = {"cuda": 60.0, "mps": 30.0, "cpu": 14.0}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongCall(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def lab_here() -> Lab:
+    return find_lab(Path.cwd(), os.environ.get("AUTORESEARCH_HOME"))
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def command_check(arguments: argparse.Namespace) -> int:
+    from autoresearch import hardware
+
+    found = hardware.probe()
+    ready, problems = hardware.readiness(found)
+    facts = hardware.report(found, ready, problems)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        for name, value in facts.items():
+            print(f"{name}: {value if not isinstance(value, list) else '; '.join(map(str, value)) or 'none'}")
+    return 0 if ready else NOT_READY if not arguments.json else 1
+
+
+def command_setup(arguments: argparse.Namespace) -> int:
+    from autoresearch import hardware
+    from autoresearch.journal import Journal
+    from autoresearch.setup import setup
+
+    lab = lab_here()
+    with Journal(lab).lock():
+        setup(lab, hardware.probe(), _wishes(arguments), say)
+    say("ready: write your directions into program.md, then 'bash scripts/run-loop.sh --max 100'")
+    return 0
+
+
+def command_run(arguments: argparse.Namespace) -> int:
+    from autoresearch.journal import Journal
+
+    lab = lab_here()
+    source = lab.train_source()
+    with Journal(lab).lock():
+        if arguments.record is not None:
+            return _record(lab, source, arguments)
+        return _run_once(lab, source, arguments)
+
+
+def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
+    """One run of the working tree's train.py; nothing is logged or committed."""
+    from autoresearch.experiment import runner
+    from autoresearch.journal import SCORED, TIMED_OUT
+    from autoresearch.lab import data_fingerprint
+    from autoresearch.view import View
+
+    data_fingerprint(lab.root)  # tells missing data in one line, before a folder is made
+    view = View()
+    journal = lab.journal
+    plan = runner.RunPlan(
+        source=source,
+        helpers=lab.root,
+        folder=journal / "scratch" / "run",
+        budget=float(lab.constants()["TIME_BUDGET"]),
+        caches=journal / "caches",
+        allowance=arguments.allowance,
+    )
+    try:
+        with view.run("train.py", plan.budget):
+            result = runner.execute(plan, view.progress, lambda: False)
+    finally:
+        if (plan.folder / "run.log").exists():
+            lab.log.write_bytes((plan.folder / "run.log").read_bytes())
+    if result.outcome == SCORED:
+        print(f"val_bpb: {result.val_bpb:.6f}")
+        print(f"peak_vram_mb: {result.memory_mb or 0:.1f}")
+        say(f"self-reported by train.py; the whole output is in {lab.log}")
+        return 0
+    say(f"{result.outcome} ({result.crash_class}): {result.detail}; the whole output is in {lab.log}")
+    return TIMEOUT if result.outcome == TIMED_OUT else CRASH
+
+
+def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
+    """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
+    from autoresearch.journal import TIMED_OUT
+    from autoresearch.lab import TRAIN
+    from autoresearch.loop import Loop, Stop
+    from autoresearch.researchers import make
+    from autoresearch.setup import check_clean
+    from autoresearch.view import View
+
+    if not arguments.record.strip():
+        raise WrongCall("--record needs a text: what you tried, in one line")
+    view = View()
+    session = _open_session(lab, arguments, view, allowed=(TRAIN,))
+    check_clean(session.ratchet, allowed=("program.md", TRAIN))
+    loop = Loop(session, make("search"), view, Stop(view), arguments.allowance)
+    done = loop.record(source, arguments.record)
+    if done is None:
+        say("train.py is unchanged: this was the baseline; change train.py and record again")
+        return 0
+    print(results.format_row(session_row(done.commit, done.val_bpb, done.status, done.description, done.result)))
+    timed_out = done.result is not None and done.result.outcome == TIMED_OUT
+    return 0 if done.status != results.CRASH else TIMEOUT if timed_out else CRASH
+
+
+def session_row(
+    commit: str | None, val_bpb: float | None, status: str, description: str, result: object
+) -> results.Row:
+    memory = getattr(result, "memory_mb", None)
+    return results.Row(commit or "", val_bpb, None if memory is None else memory / 1024, status, description)
+
+
+def command_loop(arguments: argparse.Namespace) -> int:
+    from autoresearch.journal import Journal
+    from autoresearch.loop import Loop, Stop
+    from autoresearch.researchers import make
+    from autoresearch.view import View
+
+    if arguments.max < 0:
+        raise WrongCall(f"--max {arguments.max}: a number of experiments, or 0 for no limit")
+    lab = lab_here()
+    researcher = make(arguments.researcher, arguments.researcher_timeout)
+    if arguments.detach:
+        return _detach(lab)
+    view = View()
+    stop = Stop(view)
+    with Journal(lab).lock():
+        session = _open_session(lab, arguments, view)
+        say(_estimate(session, arguments.max))
+        try:
+            Loop(session, researcher, view, stop, arguments.allowance).run(arguments.max)
+        finally:
+            _end(session)
+    return STOPPED if stop.now else 0
+
+
+def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed: tuple[str, ...] = ()) -> "Session":
+    """The session of the current or named branch; the lab is set up first if that was not done."""
+    from dataclasses import replace
+
+    from autoresearch import hardware
+    from autoresearch.journal import Journal
+    from autoresearch.ratchet import PREFIX, Ratchet
+    from autoresearch.session import Session
+    from autoresearch.setup import Wishes, check_clean, setup, tag_of
+
+    ratchet, journal, machine = Ratchet(lab.root), Journal(lab), hardware.probe()
+    ready, problems = hardware.readiness(machine)
+    if not ready:
+        raise NotReady("; ".join(problems))
+    ratchet.check_repository()
+    record = journal.session(tag_of(ratchet, arguments.tag))
+    here = record is not None and ratchet.branch() == record.branch
+    if record is None or not record.profile or not here:
+        if allowed:
+            check_clean(ratchet)  # `--record` in a fresh clone: the edit can't be told from the profile's literals
+        record = setup(lab, machine, Wishes(tag=arguments.tag), say)
+    check_clean(ratchet, ("program.md", *allowed))
+    if title := getattr(arguments, "desc", None):
+        record = replace(record, title=results.clean(title))
+    assert record.branch == PREFIX + record.tag
+    return Session(lab, journal, record, machine, view.say)
+
+
+def _estimate(session: "Session", limit: int) -> str:
+    """'5 experiments and the baseline, about 44 s each: done in about 5 minutes'."""
+    seconds = [done.result.wall_seconds for done in session.history() if done.result and done.result.val_bpb]
+    budget = float(session.constants["TIME_BUDGET"])
+    each = sorted(seconds)[len(seconds) // 2] if seconds else budget + BEYOND_BUDGET[session.machine.device]
+    runs = limit + (session.incumbent() is None)
+    if limit == 0:
+        return f"experiments until you stop with Ctrl-C, about {each:.0f} s each ({budget:.0f} s of training)"
+    extra = " and the baseline" if runs > limit else ""
+    minutes = runs * each / 60
+    return f"{limit} experiments{extra}, about {each:.0f} s each ({budget:.0f} s of training): about {minutes:.0f} minutes in all"
+
+
+def _end(session: "Session") -> None:
+    rows, _ = results.read(session.lab.results)
+    if rows:
+        title = f"{session.record.title or session.record.tag}\n"
+        print(title + report.text(rows, top=10, kept_only=False), flush=True)
+        say(f"to take the best into your branch: {session.merge_line()}")
+
+
+def _detach(lab: Lab) -> int:
+    """Start the same loop in a session of its own, which a closed terminal does not end."""
+    from autoresearch.journal import Journal
+
+    Journal(lab).create()
+    log = lab.journal / "loop.log"
+    words = [word for word in sys.argv[1:] if word != "--detach"]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autoresearch", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(timeout=3)
+    except subprocess.TimeoutExpired:
+        print(
+            f"running as process {process.pid}; follow it: tail -f {log}; stop it after this experiment: kill -INT {process.pid}"
+        )
+        return 0
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    say(last[0] if last else "the loop ended at once")
+    return code
+
+
+def command_results(arguments: argparse.Namespace) -> int:
+    lab = lab_here()
+    if arguments.top < 1:
+        raise WrongCall(f"--top {arguments.top}: how many rows to show, 1 or more")
+    if arguments.diff is not None or arguments.restore is not None:
+        return _code_of(lab, arguments)
+    rows, warnings = results.read(lab.results)
+    for warning in warnings[:5]:
+        say(warning)
+    if len(warnings) > 5:
+        say(f"and {len(warnings) - 5} more lines like these")
+    if arguments.plot:
+        summary = results.summarize(rows)
+        report.plot(
+            rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements"
+        )
+        say(f"drawn: {arguments.plot}")
+    if arguments.json:
+        print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only), indent=2))
+    elif not arguments.plot:
+        print(report.text(rows, arguments.top, arguments.kept_only))
+    return 0
+
+
+def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
+    """`--diff N`: what experiment N changed. `--restore N`: its train.py into the working tree, for you to look at or commit."""
+    from autoresearch.lab import TRAIN, write_atomically
+
+    number = arguments.diff if arguments.diff is not None else arguments.restore
+    folder = lab.journal / "runs" / str(number)
+    if not (folder / TRAIN).is_file():
+        raise WrongCall(f"there is no experiment {number} in {lab.journal / 'runs'}")
+    if arguments.diff is not None:
+        patch = folder / "patch"
+        print(patch.read_text(encoding="utf-8") if patch.exists() else "", end="")
+        return 0
+    from autoresearch.ratchet import Ratchet
+
+    if TRAIN in Ratchet(lab.root).changed_files():
+        raise NotReady(
+            f"train.py has uncommitted changes: commit them, or 'git checkout -- {TRAIN}', then restore again"
+        )
+    write_atomically(lab.train, (folder / TRAIN).read_bytes())
+    say(
+        f"train.py is now that of experiment {number}; keep it with 'git commit -am', or go back with 'git checkout -- {TRAIN}'"
+    )
+    return 0
+
+
+def _wishes(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from autoresearch.setup import Wishes
+
+    return Wishes(arguments.tag, arguments.seq_len, arguments.source, arguments.time_budget, arguments.num_shards)
+
+
+# -- parsing ---------------------------------------------------------------------------------------------------------
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog="autoresearch",
+        description="Autonomous research on train.py: one idea at a time, 300 seconds each, one number.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    check = commands.add_parser("check", help="what this machine has, and whether it is ready")
+    check.add_argument("--json", action="store_true", help="as JSON; exit code 0 ready, 1 not")
+    check.set_defaults(call=command_check)
+
+    setup = commands.add_parser("setup", help="fit the lab to this machine and prepare the data")
+    setup.add_argument("--seq-len", type=int, metavar="N", help="MAX_SEQ_LEN, a power of two (default: by memory)")
+    setup.add_argument(
+        "--source", metavar="NAME", help="fineweb-edu, climbmix, stdlib, or a folder with text (default: by machine)"
+    )
+    setup.add_argument("--num-shards", type=int, metavar="N", help="training shards to download (default: 10)")
+    setup.add_argument(
+        "--time-budget", type=int, metavar="S", help="seconds of training in a run (default: 300, on a CPU 30)"
+    )
+    _tag(setup)
+    setup.set_defaults(call=command_setup)
+
+    run = commands.add_parser("run", help="run train.py once")
+    run.add_argument(
+        "--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried"
+    )
+    _tag(run)
+    _allowance(run)
+    run.set_defaults(call=command_run)
+
+    loop = commands.add_parser("loop", help="propose, run, keep or revert, repeat")
+    loop.add_argument(
+        "--max",
+        type=int,
+        default=0,
+        metavar="N",
+        help="further experiments, beside the baseline (default 0: until stopped)",
+    )
+    loop.add_argument("--desc", metavar="TEXT", help="a title for the session")
+    loop.add_argument(
+        "--researcher",
+        default="search",
+        metavar="WHO",
+        help="search (default), or a command: './my-agent --flag' (needs a space or slash)",
+    )
+    loop.add_argument(
+        "--researcher-timeout", type=float, default=900.0, metavar="S", help="seconds for one proposal (default 900)"
+    )
+    loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
+    _tag(loop)
+    _allowance(loop)
+    loop.set_defaults(call=command_loop)
+
+    show = commands.add_parser("results", help="report on results.tsv")
+    show.add_argument("--top", type=int, default=10, metavar="N", help="how many of the best to list (default 10)")
+    show.add_argument(
+        "--kept-only", action="store_true", help="the kept ones in order, with their gain over the one before"
+    )
+    show.add_argument("--json", action="store_true", help="as JSON")
+    show.add_argument("--plot", metavar="FILE", help="draw the session into FILE (.png, .svg, .pdf)")
+    show.add_argument("--diff", type=int, metavar="N", help="what experiment N changed in train.py")
+    show.add_argument("--restore", type=int, metavar="N", help="put experiment N's train.py into the working tree")
+    show.set_defaults(call=command_results)
+    return top
+
+
+def _tag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tag",
+        metavar="NAME",
+        help="work on the branch autoresearch/NAME (default: the current one, else today's date)",
+    )
+
+
+def _allowance(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allowance",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="seconds a run may take beyond its budget before it is ended (default 600)",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+        return int(arguments.call(arguments))
+    except WrongCall as error:
+        say(f"autoresearch: {error}")
+        return WRONG
+    except NotReady as error:
+        say(f"autoresearch: {error}")
+        return NOT_READY
+    except Interrupted as error:
+        say(f"autoresearch: {error}; the next start goes on from here")
+        return STOPPED
+    except KeyboardInterrupt:
+        return STOPPED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        say(
+            f"autoresearch: {error.filename or 'the file system'}: {error.strerror}: nothing is lost, mend it and start again"
+        )
+        return NOT_READY
+    except Exception:
+        traceback.print_exc()
+        say(
+            "autoresearch: this is our own fault; nothing is lost, the next start goes on from here. Please report the lines above"
+        )
+        return FAULT

@@ -1,0 +1,1 @@
+"""One run of train.py: started, watched and ended from outside."""

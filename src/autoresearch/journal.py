@@ -1,0 +1,219 @@
+""".autoresearch/: what a crash must not lose.
+
+    lock                        held by the one process that may work in this lab
+    sessions/<tag>.json         what a session is; beside it its own copies of prepare.py and constants.py
+    experiments.jsonl           one line for each settled experiment, in order
+    runs/<n>/                   an experiment's folder: state.json, train.py, patch, brief, run.log, weights, ...
+
+An experiment's state.json is replaced by rename at each stage. Whoever reads it after a crash knows what was done and goes on with
+what is next. Standard library only.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from autoresearch.errors import NotReady
+from autoresearch.lab import Lab, write_atomically
+
+# The stages of an experiment, in order.
+PROPOSED = "proposed"  # its train.py is in its folder
+COMMITTED = "committed"  # and under refs/autoresearch/<session>/<n>
+RUNNING = "running"
+MEASURED = "measured"  # its result is known
+JUDGED = "judged"  # kept, discarded or crashed; a kept one's commit has its score in its subject
+RECORDED = "recorded"  # its row is in results.tsv
+SETTLED = "settled"  # the branch is where it belongs
+ABANDONED = "abandoned"  # a baseline that crashed: no experiment, no row
+SCORED, CRASHED, TIMED_OUT = "scored", "crash", "timeout"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """All that came of one execution of train.py. Times in seconds, memory in MB of 2**20 bytes."""
+
+    outcome: str  # scored, crash or timeout
+    val_bpb: float | None = None
+    memory_mb: float | None = None
+    training_seconds: float | None = None
+    total_seconds: float | None = None  # as train.py counts, from its first import
+    wall_seconds: float = 0.0  # from outside, start of the process to its end
+    num_steps: int | None = None
+    total_tokens_m: float | None = None
+    num_params_m: float | None = None
+    mfu_percent: float | None = None
+    crash_class: str = ""  # oom, non-finite, shape, syntax, timeout, no-score, error
+    detail: str = ""  # the error's last line, cleaned and bounded; a candidate wrote it
+
+
+@dataclass(frozen=True)
+class Experiment:
+    n: int
+    session: str
+    stage: str
+    description: str
+    researcher: str
+    fingerprint: str
+    code_key: str
+    started: str  # ISO 8601, UTC
+    parent: str | None = None  # commit that it changes; None for a baseline
+    commit: str | None = None
+    seed: int = 0
+    baseline: bool = False
+    result: RunResult | None = None
+    status: str = ""  # keep, discard, crash; once judged
+    incumbent_bpb: float | None = None  # what it was judged against
+    literals: dict[str, Any] | None = None  # the ALL_CAPS literals of its train.py
+    details: dict[str, Any] = field(default_factory=dict)  # what its researcher wants to find again
+    proposal_seconds: float = 0.0
+    overhead_seconds: float = 0.0  # the harness's own part: git, files, parsing
+    settled: str = ""
+
+    @property
+    def val_bpb(self) -> float | None:
+        return self.result.val_bpb if self.result else None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Experiment":
+        known = {each.name for each in fields(cls)}
+        kept = {name: value for name, value in data.items() if name in known}
+        if isinstance(kept.get("result"), dict):
+            names = {each.name for each in fields(RunResult)}
+            kept["result"] = RunResult(**{name: value for name, value in kept["result"].items() if name in names})
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What a session is, kept across starts of the loop."""
+
+    tag: str
+    branch: str
+    base: str | None  # the branch it was made from, to merge into
+    started: str
+    title: str = ""
+    fingerprint: str = ""
+    parts: dict[str, str] | None = None
+    profile: str = ""  # set once `setup` has fitted the lab; "" until then
+
+
+class Journal:
+    def __init__(self, lab: Lab) -> None:
+        self.root = lab.journal
+        self._settled: list[Experiment] | None = None
+
+    # -- one process at a time -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """The lab is ours until the block ends, or the process dies. Raises NotReady if another has it."""
+        self.create()
+        try:
+            file = (self.root / "lock").open("a+")
+        except OSError as error:
+            raise NotReady(
+                f"{self.root} can't be written ({error.strerror}): give it back its write permission or space"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise NotReady(
+                    f"another autoresearch works in {self.root.parent} (process {owner}): wait for it or stop it"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    def create(self) -> None:
+        """The folder, hidden from git by a file of its own. Raises NotReady where nothing can be written."""
+        try:
+            self.root.mkdir(exist_ok=True)
+            ignore = self.root / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n")
+        except OSError as error:
+            raise NotReady(
+                f"{self.root.parent} can't be written ({error.strerror}): give it back its write permission or space"
+            ) from None
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    def session_folder(self, tag: str) -> Path:
+        return self.root / "sessions" / tag
+
+    def session(self, tag: str) -> SessionRecord | None:
+        try:
+            data = json.loads((self.session_folder(tag) / "session.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        known = {each.name for each in fields(SessionRecord)}
+        return SessionRecord(**{name: value for name, value in data.items() if name in known})
+
+    def save_session(self, record: SessionRecord) -> None:
+        self.create()
+        write_atomically(self.session_folder(record.tag) / "session.json", json.dumps(asdict(record), indent=1) + "\n")
+
+    # -- experiments ---------------------------------------------------------------------------------------------
+
+    def folder(self, n: int) -> Path:
+        return self.root / "runs" / str(n)
+
+    def next_number(self) -> int:
+        """One more than any experiment that was ever begun here."""
+        last = self.settled()[-1].n if self.settled() else 0
+        while self.folder(last + 1).exists():
+            last += 1
+        return last + 1
+
+    def save(self, experiment: Experiment, **changes: Any) -> Experiment:
+        """Replace the experiment's state; returns it with the changes."""
+        experiment = replace(experiment, **changes)
+        write_atomically(self.folder(experiment.n) / "state.json", json.dumps(asdict(experiment), indent=1) + "\n")
+        return experiment
+
+    def settled(self) -> list[Experiment]:
+        """Every experiment that came to its end, oldest first."""
+        if self._settled is None:
+            self._settled = []
+            with contextlib.suppress(FileNotFoundError):
+                for line in (self.root / "experiments.jsonl").read_text().splitlines():
+                    with contextlib.suppress(json.JSONDecodeError):  # a line cut by a crash is written again by recover
+                        self._settled.append(Experiment.from_dict(json.loads(line)))
+        return self._settled
+
+    def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
+        """The experiment's last step. May be repeated."""
+        experiment = replace(experiment, stage=SETTLED, **changes)
+        if not any(done.n == experiment.n for done in reversed(self.settled())):
+            path = self.root / "experiments.jsonl"
+            torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+            with path.open("a") as file:
+                file.write(("\n" if torn else "") + json.dumps(asdict(experiment)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.settled().append(experiment)
+        return self.save(experiment)
+
+    def unfinished(self) -> Experiment | None:
+        """The experiment that a process left behind, if any: at most one, begun after all settled ones."""
+        n = self.settled()[-1].n if self.settled() else 0
+        while self.folder(n + 1).exists():
+            n += 1
+            try:
+                experiment = Experiment.from_dict(json.loads((self.folder(n) / "state.json").read_text()))
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue  # the process died before the first state was written
+            if experiment.stage == SETTLED:
+                self.settle(experiment)  # its line in experiments.jsonl was cut
+            elif experiment.stage != ABANDONED:
+                return experiment
+        return None

@@ -1,0 +1,180 @@
+"""A lab on disk: its files, its constants, its fingerprint; what may change and what may not.
+
+Standard library only: `check`, `results` and `status` work before anything is installed.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from autoresearch.errors import NotReady
+from autoresearch.hardware import Hardware
+from autoresearch.literals import read_literals
+
+TRAIN = "train.py"
+PROGRAM = "program.md"
+READ_ONLY = ("prepare.py", "constants.py", "pyproject.toml", "uv.lock")  # nobody changes these in a session
+FILES = (TRAIN, PROGRAM, "prepare.py", "constants.py", "pyproject.toml")
+
+# The types that constants.py must have; what may be in them is prepare.py's to check.
+CONSTANTS: dict[str, tuple[type, ...]] = {
+    "TIME_BUDGET": (int, float),
+    "MAX_SEQ_LEN": (int,),
+    "EVAL_TOKENS": (int,),
+    "VOCAB_SIZE": (int,),
+    "DATASET": (str,),
+}
+
+# Packages whose presence decides which attention kernels a run can choose.
+ATTENTION_PACKAGES = ("flash-attn-4", "flash-attn")
+
+
+@dataclass(frozen=True)
+class Lab:
+    root: Path
+
+    @property
+    def train(self) -> Path:
+        return self.root / TRAIN
+
+    @property
+    def program(self) -> Path:
+        return self.root / PROGRAM
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.tsv"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "run.log"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / ".autoresearch"
+
+    def read(self, name: str) -> str:
+        """A file of the lab. Raises NotReady with a line for a person."""
+        path = self.root / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise NotReady(f"{path} is missing: bring it back with 'git checkout -- {name}'") from None
+        except UnicodeDecodeError:
+            raise NotReady(f"{path} is not UTF-8 text: bring it back with 'git checkout -- {name}'") from None
+        if not text.strip():
+            raise NotReady(f"{path} is empty: bring it back with 'git checkout -- {name}'")
+        return text
+
+    def train_source(self) -> str:
+        """train.py, checked to be Python."""
+        source = self.read(TRAIN)
+        try:
+            compile(source, TRAIN, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise NotReady(
+                f"{self.train} is not valid Python ({error}{line}): mend it or 'git checkout -- {TRAIN}'"
+            ) from None
+        return source
+
+    def constants(self) -> dict[str, Any]:
+        """The five constants. Raises NotReady that names the one that is missing or has the wrong type."""
+        path = self.root / "constants.py"
+        try:
+            literals = read_literals(self.read("constants.py"))
+        except SyntaxError as error:
+            raise NotReady(
+                f"{path} is not valid Python (line {error.lineno}): 'git checkout -- constants.py'"
+            ) from None
+        found = {}
+        for name, types in CONSTANTS.items():
+            if name not in literals:
+                raise NotReady(f"{path}: {name} is missing or is no literal: 'git checkout -- constants.py'")
+            value = literals[name].value
+            if not isinstance(value, types) or isinstance(value, bool):
+                wanted = " or ".join(kind.__name__ for kind in types)
+                raise NotReady(f"{path}: {name} = {value!r} must be {wanted}: correct it and commit")
+            found[name] = value
+        return found
+
+    def settings(self) -> Mapping[str, Any]:
+        """`[tool.autoresearch]` of the lab's pyproject.toml: defaults for the command line."""
+        try:
+            table = tomllib.loads(self.read("pyproject.toml"))
+        except tomllib.TOMLDecodeError as error:
+            raise NotReady(f"{self.root / 'pyproject.toml'}: {error}") from None
+        settings = table.get("tool", {}).get("autoresearch", {})
+        return settings if isinstance(settings, dict) else {}
+
+
+def find_lab(start: Path, fallback: str | None = None) -> Lab:
+    """The lab around `start`, else the one at `fallback` (where the scripts lie). Raises NotReady."""
+    for folder in (start, *start.parents):
+        if all((folder / name).is_file() for name in ("prepare.py", "constants.py")):
+            return Lab(folder)
+    if fallback and (Path(fallback) / "constants.py").is_file():
+        return Lab(Path(fallback).resolve())
+    raise NotReady(f"no lab around {start}: a lab is a folder with {', '.join(FILES)}; go into a clone of autoresearch")
+
+
+def data_fingerprint(copy: Path) -> str:
+    """Hash of the prepared data, by the prepare.py in `copy`. Raises NotReady with that file's own line if there is none."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(prepare.data_fingerprint())"
+    command = [sys.executable, "-I", "-B", "-c", code, str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]
+        raise NotReady(lines[-1])
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def fingerprint_parts(lab: Lab, hardware: Hardware, data: str) -> dict[str, str]:
+    """All that makes scores comparable, by name, so that a difference can be told."""
+    parts = {name: str(value) for name, value in lab.constants().items()}
+    attention = [f"{name} {version}" for name in ATTENTION_PACKAGES if (version := _version(name))]
+    parts |= {
+        "prepare.py": hashlib.sha256(lab.read("prepare.py").encode()).hexdigest()[:16],
+        "data": data[:16],
+        "device": hardware.gpu_name or f"{hardware.cpu_name}, {hardware.cpu_cores} cores",
+        "driver": hardware.driver_version or "none",
+        "torch": _version("torch") or "none",
+        "attention": ", ".join(attention) or "torch",
+    }
+    return parts
+
+
+def fingerprint(parts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What changed, one line each: 'torch: 2.11.0 -> 2.13.0'."""
+    names = sorted(before.keys() | now.keys())
+    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """A reader sees the old file or the new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,346 @@
+"""The loop: recover, then propose, check, commit, run, judge, record, settle; and again.
+
+An experiment goes through its stages one by one, and its state is on disk before each next one begins. So there is one way on, for
+a fresh experiment and for one that a dead process left behind: `finish` carries it from the stage it has reached to the end.
+"""
+
+import shutil
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from autoresearch import brief, results
+from autoresearch.check import Refused, check
+from autoresearch.errors import NotReady
+from autoresearch.experiment import runner
+from autoresearch.journal import (
+    ABANDONED,
+    COMMITTED,
+    CRASHED,
+    JUDGED,
+    MEASURED,
+    PROPOSED,
+    RECORDED,
+    RUNNING,
+    SETTLED,
+    Experiment,
+    RunResult,
+)
+from autoresearch.judge import judge
+from autoresearch.lab import PROGRAM, TRAIN, write_atomically
+from autoresearch.literals import code_key, values
+from autoresearch.researchers import Context, Proposal, Researcher, ResearcherFailed
+from autoresearch.results import KEEP, Row, clean
+from autoresearch.session import Session
+from autoresearch.setup import now
+from autoresearch.view import View
+
+BARREN = 3  # proposals in a row that end without an experiment before the loop gives up on the researcher
+HAND = "hand"  # the researcher of `run --record`: whoever edited train.py in the working tree
+
+
+class Stop:
+    """Ctrl-C once: finish this experiment. Twice, or SIGTERM: stop now; the next start goes on from here."""
+
+    def __init__(self, view: View) -> None:
+        self.asked = self.now = False
+        self.view = view
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGHUP, self._terminate)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            self.now = True
+        else:
+            self.view.say("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
+        self.asked = True
+
+    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = self.now = True
+
+
+class Loop:
+    def __init__(
+        self, session: Session, researcher: Researcher, view: View, stop: Stop, allowance: float = runner.ALLOWANCE
+    ) -> None:
+        self.session, self.researcher, self.view, self.stop = session, researcher, view, stop
+        self.allowance = allowance
+        self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
+
+    def run(self, limit: int) -> None:
+        """`limit` further experiments; 0: until stopped. The baseline is extra."""
+        self.recover()
+        self.begin()
+        done = barren = 0
+        while not self.stop.asked and (limit == 0 or done < limit):
+            self.commit_program()
+            self.session.check_tree()
+            experiment = self.propose()
+            if experiment:
+                self.finish(experiment)
+                done, barren = done + 1, 0
+            elif (barren := barren + 1) == BARREN:
+                raise NotReady(f"'{self.researcher.name}' made no usable proposal {BARREN} times in a row, see above")
+        self.snapshot()
+
+    def record(self, source: str, description: str) -> Experiment | None:
+        """One whole turn for a train.py that somebody edited by hand. None if there was only the baseline to run."""
+        self.recover()
+        had_incumbent = self.session.incumbent() is not None
+        self.begin()
+        try:
+            key = check(source, self.incumbent_source(), (done.code_key for done in self.session.history()))
+        except Refused as refusal:
+            if not had_incumbent and "no change" in str(refusal):
+                return None
+            raise NotReady(f"not run: {refusal}") from None
+        return self.finish(self.propose_by(HAND, Proposal(source, description), key))
+
+    # -- recover -------------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Finish what the last process left, whatever it was ended by."""
+        left = self.journal.unfinished()
+        if left is None:
+            return
+        runner.end_left_over(self.journal.folder(left.n))
+        ours = (self.session.record.tag, self.session.record.fingerprint) == (left.session, left.fingerprint)
+        if not ours and left.stage in (PROPOSED, COMMITTED, RUNNING):
+            self.view.say(
+                f"#{left.n} of session {left.session} was never measured and belongs to another session: left alone"
+            )
+            self.journal.save(left, stage=ABANDONED)
+            return
+        self.view.say(f"#{left.n} was left at '{left.stage}': going on from there")
+        self.finish(left)
+
+    def begin(self) -> None:
+        """Run the baseline if this session has no incumbent yet."""
+        self.commit_program()
+        if self.session.incumbent() is None:
+            source = self.ratchet.show(self.session.tip(), TRAIN)
+            self.finish(self.propose_by("", Proposal(source, "baseline"), code_key(source), baseline=True))
+
+    def commit_program(self) -> None:
+        """A person may edit program.md at any time; what the researchers were told stays in the history."""
+        if PROGRAM in self.ratchet.changed_files():
+            text = self.lab.read(PROGRAM)
+            commit = self.ratchet.commit(self.session.tip(), {PROGRAM: text}, "program.md: changed by its author\n")
+            self.ratchet.advance(self.session.record.branch, commit, (PROGRAM,))
+
+    # -- propose, check ------------------------------------------------------------------------------------------
+
+    def propose(self) -> Experiment | None:
+        """Ask the researcher; a refusal goes back to it once. None if nothing came of it."""
+        refusal, source = "", self.incumbent_source()
+        for last in (False, True):
+            began = time.monotonic()
+            context = self.context(source, refusal)
+            try:
+                proposal = self.researcher.propose(context)
+                seconds = time.monotonic() - began
+                try:
+                    key = check(proposal.source, source, (done.code_key for done in self.session.history()))
+                except SyntaxError as error:
+                    if last:  # told once already: now it is an experiment that crashed
+                        return self.propose_by(
+                            self.researcher.name, proposal, "syntax error", context=context, seconds=seconds
+                        )
+                    raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
+                return self.propose_by(self.researcher.name, proposal, key, context=context, seconds=seconds)
+            except (Refused, ResearcherFailed) as reason:
+                refusal = str(reason)
+                self.view.say(f"proposal refused: {refusal}")
+        return None
+
+    def context(self, source: str, refusal: str) -> Context:
+        facts = brief.Facts(
+            program=self.lab.read(PROGRAM),
+            constants=self.session.constants,
+            machine=self.session.machine_line(),
+            incumbent=self.session.incumbent(),
+            history=self.session.history(),
+            refusal=refusal,
+        )
+        scratch = self.journal.root / "scratch" / "lab"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return Context(self.lab, source, brief.write(facts), facts.history, scratch, lambda: self.stop.now)
+
+    def incumbent_source(self) -> str:
+        return self.ratchet.show(self.session.tip(), TRAIN)
+
+    def propose_by(
+        self,
+        who: str,
+        proposal: Proposal,
+        key: str,
+        baseline: bool = False,
+        context: Context | None = None,
+        seconds: float = 0.0,
+    ) -> Experiment:
+        """Give the proposal a number and a folder: from here on it is not lost."""
+        n = self.journal.next_number()
+        folder = self.journal.folder(n)
+        write_atomically(folder / TRAIN, proposal.source)
+        if context:
+            write_atomically(folder / "brief.md", context.brief)
+            if (log := context.scratch.parent / "researcher.log").exists():
+                log.replace(folder / "researcher.log")
+        try:
+            literals = values(proposal.source)
+        except SyntaxError:
+            literals = {}
+        return self.journal.save(
+            Experiment(
+                n=n,
+                session=self.session.record.tag,
+                stage=PROPOSED,
+                description=clean(proposal.description) or "no description",
+                researcher=who,
+                fingerprint=self.session.record.fingerprint,
+                code_key=key,
+                started=now(),
+                seed=runner.DEFAULT_SEED,
+                baseline=baseline,
+                literals=literals,
+                details=proposal.details,
+                proposal_seconds=seconds,
+            )
+        )
+
+    # -- commit, run, judge, record, settle ----------------------------------------------------------------------
+
+    def finish(self, experiment: Experiment) -> Experiment:
+        """Carry the experiment from the stage it has reached to its end."""
+        steps = {
+            PROPOSED: self.commit,
+            COMMITTED: self.measure,
+            RUNNING: self.measure,
+            MEASURED: self.judge,
+            JUDGED: self.write_row,
+            RECORDED: self.settle,
+        }
+        while experiment.stage != SETTLED:
+            step, began = steps[experiment.stage], time.monotonic()
+            experiment = step(experiment)
+            ran = experiment.result.wall_seconds if step == self.measure and experiment.result else 0.0
+            overhead = experiment.overhead_seconds + time.monotonic() - began - ran
+            experiment = (
+                self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
+            )
+        self.view.settled(experiment)
+        return experiment
+
+    def source_of(self, experiment: Experiment) -> str:
+        return (self.journal.folder(experiment.n) / TRAIN).read_text(encoding="utf-8")
+
+    def commit(self, experiment: Experiment) -> Experiment:
+        """The proposal as a commit of its own, reachable for good; the branch stays where it is."""
+        tip = self.session.tip()
+        commit = self.ratchet.commit(tip, {TRAIN: self.source_of(experiment)}, experiment.description + "\n")
+        self.ratchet.remember(experiment.session, str(experiment.n), commit)
+        patch = self.ratchet.git("diff", tip, commit, "--", TRAIN)
+        write_atomically(self.journal.folder(experiment.n) / "patch", patch + "\n")
+        return self.journal.save(experiment, stage=COMMITTED, commit=commit, parent=tip)
+
+    def measure(self, experiment: Experiment) -> Experiment:
+        """Run train.py. A machine that is not ready leaves the experiment here, to be run again."""
+        experiment = self.journal.save(experiment, stage=RUNNING)
+        source = self.source_of(experiment)
+        try:
+            compile(source, TRAIN, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
+            return self.journal.save(experiment, stage=MEASURED, result=result)
+        plan = runner.RunPlan(
+            source=source,
+            helpers=self.session.helpers,
+            folder=self.journal.folder(experiment.n),
+            budget=float(self.session.constants["TIME_BUDGET"]),
+            caches=self.journal.root / "caches",
+            seed=experiment.seed,
+            allowance=self.allowance,
+        )
+        title = f"#{experiment.n} {experiment.description}"
+        with self.view.run(title, plan.budget):
+            result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
+        shutil.copy(plan.folder / "run.log", self.lab.log)
+        if result.val_bpb is None:
+            self.session.check_machine()
+            if experiment.baseline:
+                self.give_up_baseline(experiment, result)
+        return self.journal.save(experiment, stage=MEASURED, result=result)
+
+    def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
+        """No night begins on a train.py that doesn't run."""
+        self.journal.save(experiment, stage=ABANDONED, result=result)
+        log = (
+            (self.journal.folder(experiment.n) / "run.log").read_text(errors="replace").replace("\r", "\n").splitlines()
+        )
+        tail = "\n  ".join(clean(line) for line in log[-8:])
+        self.view.say(f"the end of run.log:\n  {tail}")
+        raise NotReady(
+            f"the baseline failed ({result.crash_class}: {result.detail}): mend train.py and commit it; all of it is in run.log"
+        )
+
+    def judge(self, experiment: Experiment) -> Experiment:
+        """Keep, discard or crash; a kept commit gets its score into its subject, on top of the branch as it is now."""
+        best = None if experiment.baseline else self.session.kept(experiment.session, experiment.fingerprint)
+        before = best.val_bpb if best else None
+        status = judge(experiment.val_bpb, before)
+        commit, tip = experiment.commit or "", self.branch_tip(experiment)
+        description = experiment.description
+        if status == KEEP and self.ratchet.blob(tip, TRAIN) != self.ratchet.blob(experiment.parent or "", TRAIN):
+            status, description = (
+                results.DISCARD,
+                f"{description} (better, but train.py was committed by hand meanwhile)",
+            )
+        if status == KEEP:
+            change = "" if before is None else f" ({(experiment.val_bpb or 0.0) - before:+.6f})"
+            subject = f"val_bpb {experiment.val_bpb:.6f}{change}: {description}"
+            commit = self.ratchet.commit(tip, {TRAIN: self.source_of(experiment)}, subject + "\n")
+            self.ratchet.remember(experiment.session, str(experiment.n), commit)
+        changes: dict[str, Any] = {
+            "status": status,
+            "commit": commit,
+            "incumbent_bpb": before,
+            "description": description,
+        }
+        return self.journal.save(experiment, stage=JUDGED, **changes)
+
+    def branch_tip(self, experiment: Experiment) -> str:
+        tip = self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}")
+        return tip or self.session.tip()
+
+    def write_row(self, experiment: Experiment) -> Experiment:
+        """One row, once: after a crash the row may be there already."""
+        memory = experiment.result.memory_mb if experiment.result else None
+        gigabytes = None if memory is None else memory / 1024
+        row = Row(
+            (experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description
+        )
+        path = self.session.results_path(experiment.fingerprint)
+        written, _ = results.read(path)
+        if not any(old.commit == row.commit and old.status == row.status for old in written[-10:]):
+            results.append(path, row)
+        return self.journal.save(experiment, stage=RECORDED)
+
+    def settle(self, experiment: Experiment) -> Experiment:
+        """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
+        branch = f"autoresearch/{experiment.session}"
+        if experiment.status == KEEP:
+            self.ratchet.advance(branch, experiment.commit or "", (TRAIN,))
+        else:
+            (self.journal.folder(experiment.n) / "model.safetensors").unlink(missing_ok=True)
+            if experiment.researcher == HAND and self.ratchet.branch() == branch:
+                self.ratchet.restore("HEAD", (TRAIN,))
+        return self.journal.settle(experiment, settled=now())
+
+    def snapshot(self) -> None:
+        """results.tsv and program.md as they are at the session's end, reachable beside its experiments."""
+        if self.lab.results.exists():
+            files = {"results.tsv": self.lab.results.read_text(encoding="utf-8"), PROGRAM: self.lab.read(PROGRAM)}
+            commit = self.ratchet.commit(self.session.tip(), files, f"results of session {self.session.record.tag}\n")
+            self.ratchet.remember(self.session.record.tag, "results", commit)

@@ -1,0 +1,128 @@
+"""One stretch of the loop on one branch: its record, its own copies of the read-only files, its history and its incumbent."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from autoresearch import hardware, results
+from autoresearch.errors import NotReady
+from autoresearch.hardware import Hardware
+from autoresearch.journal import Experiment, Journal, SessionRecord
+from autoresearch.lab import (
+    READ_ONLY,
+    TRAIN,
+    Lab,
+    data_fingerprint,
+    differences,
+    fingerprint,
+    fingerprint_parts,
+    write_atomically,
+)
+from autoresearch.ratchet import PREFIX, Ratchet
+from autoresearch.results import KEEP
+
+
+class Session:
+    def __init__(
+        self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]
+    ) -> None:
+        """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
+        self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
+        self.ratchet = Ratchet(lab.root)
+        self.constants = lab.constants()
+        self.helpers = self._copy_helpers(journal.session_folder(record.tag))
+        parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
+        self.record = replace(record, fingerprint=fingerprint(parts), parts=parts)
+        self._tell_differences(record.parts, parts)
+        self._rotate_results()
+        journal.save_session(self.record)
+
+    # -- what its scores depend on -------------------------------------------------------------------------------
+
+    def _copy_helpers(self, folder: Path) -> Path:
+        """The session's own prepare.py and constants.py: runs use these, whatever happens to the lab's."""
+        for name in ("prepare.py", "constants.py"):
+            write_atomically(folder / name, self.lab.read(name))
+        return folder
+
+    def _tell_differences(self, before: dict[str, str] | None, parts: dict[str, str]) -> None:
+        if before and (changed := differences(before, parts)):
+            self.say("scores from now on don't compare with the earlier ones:\n  " + "\n  ".join(changed))
+
+    def _rotate_results(self) -> None:
+        """results.tsv holds the rows of one fingerprint; those of others lie beside it under theirs."""
+        marker = self.journal.root / "results.fingerprint"
+        current = marker.read_text().strip() if marker.exists() else self.record.fingerprint
+        if current != self.record.fingerprint:
+            if self.lab.results.exists():
+                self.lab.results.replace(self.results_path(current, current=None))
+                self.say(f"the earlier rows are in results-{current}.tsv; results.tsv begins anew")
+            own = self.results_path(self.record.fingerprint, current=None)
+            if own.exists():
+                own.replace(self.lab.results)
+        write_atomically(marker, self.record.fingerprint + "\n")
+        results.read(self.lab.results)  # a foreign header stops the session before any work
+
+    def results_path(self, of: str, current: str | None = "") -> Path:
+        """Where rows of a fingerprint belong."""
+        current = self.record.fingerprint if current == "" else current
+        return self.lab.results if of == current else self.lab.root / f"results-{of}.tsv"
+
+    def check_machine(self) -> None:
+        """Raises NotReady if the GPU or the data is gone: then a crash is not the experiment's."""
+        parts = self.record.parts or {}
+        if data_fingerprint(self.helpers)[:16] != parts["data"]:
+            raise NotReady(
+                "the prepared data has changed since the session began: run 'uv run prepare.py' and start again"
+            )
+        if self.machine.gpu_name:
+            found = hardware.probe()
+            if found.gpu_name != self.machine.gpu_name:
+                raise NotReady(
+                    f"the GPU {self.machine.gpu_name} is gone (now: {found.gpu_name or 'none'}): see nvidia-smi and 'dmesg'"
+                )
+
+    def check_tree(self, allowed: tuple[str, ...] = ()) -> None:
+        """Raises NotReady if a file that must stand still has changed."""
+        changed = [name for name in self.ratchet.changed_files() if name in (TRAIN, *READ_ONLY) and name not in allowed]
+        if changed:
+            hint = "take it back with 'git checkout -- FILE', or commit it and start again (new constants start a new results.tsv)"
+            raise NotReady(f"{', '.join(changed)} changed during the session: {hint}")
+
+    # -- its past ------------------------------------------------------------------------------------------------
+
+    def history(self) -> list[Experiment]:
+        """All settled experiments whose scores compare with ours, oldest first."""
+        return [done for done in self.journal.settled() if done.fingerprint == self.record.fingerprint]
+
+    def kept(self, tag: str, of: str) -> Experiment | None:
+        """The newest kept experiment of a session and fingerprint."""
+        for done in reversed(self.journal.settled()):
+            if done.status == KEEP and done.session == tag and done.fingerprint == of:
+                return done
+        return None
+
+    def incumbent(self) -> Experiment | None:
+        """The best kept experiment, if the branch still holds its train.py: a train.py that a person committed is new."""
+        best = self.kept(self.record.tag, self.record.fingerprint)
+        if best is None or best.commit is None:
+            return None
+        same = self.ratchet.blob(self.tip(), TRAIN) == self.ratchet.blob(best.commit, TRAIN)
+        return best if same else None
+
+    def tip(self) -> str:
+        tip = self.ratchet.commit_of(f"refs/heads/{self.record.branch}")
+        if tip is None:
+            raise NotReady(
+                f"the branch {self.record.branch} is gone: bring it back with 'git branch {self.record.branch} COMMIT'"
+            )
+        return tip
+
+    def machine_line(self) -> str:
+        found = self.machine
+        if found.gpu_name:
+            return f"{found.gpu_name}, {(found.vram_mb or 0) / 1024:.0f} GB of memory"
+        return f"CPU: {found.cpu_name}, {found.cpu_cores} cores, {found.ram_mb / 1024:.0f} GB of memory"
+
+    def merge_line(self) -> str:
+        return f"git checkout {self.record.base or 'main'} && git merge {PREFIX}{self.record.tag}"

@@ -1,0 +1,81 @@
+"""What a person sees while the loop works: a live bar on a terminal, plain lines elsewhere. All of it goes to stderr."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from autoresearch.experiment.runner import Progress
+from autoresearch.journal import Experiment
+from autoresearch.results import CRASH, KEEP
+
+PLAIN_EVERY = 10.0  # seconds between two plain progress lines
+
+
+class View:
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+        self._shown = 0.0
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def run(self, title: str, budget: float) -> Iterator[None]:
+        """Around one run of train.py."""
+        self._shown = time.monotonic()
+        if not self.live:
+            self.say(f"{title}: starting")
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            self._bar, self._task = bar, bar.add_task(title[:60], total=100.0, figures="starting")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def progress(self, now: Progress) -> None:
+        figures = (
+            f"step {now.step}  loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tok/s  {now.seconds_left:.0f} s left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=now.percent, figures=figures)
+        elif time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            self.say(f"  {now.percent:3.0f}%  {figures}")
+
+    def settled(self, done: Experiment) -> None:
+        self.say(outcome(done))
+
+
+def outcome(done: Experiment) -> str:
+    """'#3 keep 1.912345 (-0.012000): MATRIX_LR 0.04->0.05'."""
+    if done.status == CRASH or done.result is None:
+        reason = done.result.crash_class if done.result else "error"
+        detail = f" - {done.result.detail}" if done.result and done.result.detail else ""
+        return f"#{done.n} crash ({reason}): {done.description}{detail}"
+    score = f"{done.val_bpb:.6f}" if done.val_bpb is not None else "—"
+    change = (
+        "" if done.incumbent_bpb is None or done.val_bpb is None else f" ({done.val_bpb - done.incumbent_bpb:+.6f})"
+    )
+    mark = "*" if done.status == KEEP else " "
+    return f"#{done.n} {mark}{done.status} {score}{change}: {done.description}"

@@ -1,0 +1,623 @@
+"""A GPT trained from nothing for TIME_BUDGET seconds: the one file that a researcher changes.
+
+The recipe, each part with its source:
+- pre-norm transformer, RMSNorm without weights, untied head, no biases; ReLU^2 MLP (Primer, arXiv 2109.08668)
+- rotary positions (RoFormer, 2104.09864), then QK-norm (2010.04245); most layers see a short window (Longformer, 2004.05150)
+- value embeddings: tokens feed the attention's values directly, through a gate for each head (value residual, 2410.17897)
+- every block takes in the residual stream and the first embedding, both with learned weights
+- logits with a soft cap (Gemma 2, 2408.00118)
+- matrices: Muon (Jordan 2024) with Polar Express (2505.16932), NorMuon's per-neuron scale (2510.05491) and cautious weight
+  decay (2510.12402); all else: AdamW. The learning rate has no warm-up and falls for most of the run.
+
+Weights are float32, arithmetic runs in the fastest type of the device. The weights of all blocks lie in three stacked tensors,
+so that one batched product serves every layer in the optimizer.
+"""
+
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prepare
+from prepare import MAX_SEQ_LEN, VOCAB_SIZE
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a researcher tunes. `setup` writes the sizes for this machine; the rest is the same everywhere.
+# The search reads these lines: a literal is tuned around its value, "one of:" names choices, "fixed" keeps it out.
+
+# Model
+DEPTH = 9  # transformer blocks
+NUM_HEADS = 5  # attention heads; the model is NUM_HEADS * HEAD_DIM wide
+HEAD_DIM = 128  # channels of one head, even; fixed
+MLP_RATIO = 4  # hidden width of the MLP over the model's width
+WINDOW_PATTERN = (
+    "SSSSL"  # attention of the layers, repeated: S short window, L whole context; one of: L, SL, SSL, SSSL, SSSSL
+)
+SHORT_WINDOW = 256  # tokens before its own that a query sees in an S layer
+ROPE_BASE = 200_000.0  # longest wavelength of the rotary positions, in tokens over 2 pi
+SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
+VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
+GATE_CHANNELS = 32  # channels of a token that decide on its value embedding's gate
+
+# Initial values
+INIT_SCALE = 0.68  # matrices are uniform with standard deviation INIT_SCALE / sqrt(width)
+HEAD_INIT_STD = 0.001  # standard deviation of the output head
+X0_LAMBDA = 0.05  # weight of the first embedding in every block's input
+
+# Batch
+TOTAL_BATCH = 2**18  # tokens of one optimizer step; a power of two
+DEVICE_BATCH = 128  # rows of one device step, halved until it fits; fixed
+
+# Optimizer; learning rates of AdamW are for a width of 768 and grow with 1 / sqrt(width)
+MATRIX_LR = 0.04  # Muon, the matrices of the blocks
+EMBED_LR = 0.9  # AdamW, token and value embeddings
+HEAD_LR = 0.005  # AdamW, output head
+SCALAR_LR = 0.5  # AdamW, weights of the first embedding; the residual weights and the gates take 1% of it
+MUON_MOMENTUM = 0.95  # momentum of Muon after its ramp
+MUON_MOMENTUM_START = 0.85  # momentum of Muon at the first step
+MUON_RAMP = 0.15  # fraction of the run that the ramp takes
+MUON_BETA2 = 0.95  # decay of NorMuon's second moments
+ADAM_BETA1 = 0.8  # decay of AdamW's first moments
+ADAM_BETA2 = 0.95  # decay of AdamW's second moments
+MATRIX_DECAY = 0.2  # cautious weight decay of the matrices, falls to 0 over the run
+EMBED_DECAY = 0.001  # weight decay of the token embedding
+VALUE_DECAY = 0.003  # weight decay of the value embeddings
+HEAD_DECAY = 0.01  # weight decay of the output head
+WARMDOWN = 0.75  # last fraction of the run in which the learning rates fall linearly
+FINAL_LR = 0.05  # where they end, as a fraction of their peak
+
+# Machine
+COMPILE = True  # torch.compile the model and the optimizer; fixed
+
+WIDTH = NUM_HEADS * HEAD_DIM
+ADAM_EPS = 1e-10
+LOSS_SCALE = 4096.0  # for float16 alone: keeps small gradients above its smallest number
+# Peak dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets; MFU is told for these only.
+PEAK_FLOPS = {
+    "H200": 989.5e12,
+    "H100": 989.5e12,
+    "A100": 312e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "L40S": 362e12,
+    "B200": 2250e12,
+}
+
+
+def check_shapes() -> None:
+    """What can't work is told before any GPU time is spent. Raises ValueError with the name of the literal."""
+    if min(DEPTH, NUM_HEADS, HEAD_DIM, MLP_RATIO, SHORT_WINDOW, DEVICE_BATCH) < 1:
+        raise ValueError("DEPTH, NUM_HEADS, HEAD_DIM, MLP_RATIO, SHORT_WINDOW and DEVICE_BATCH must be at least 1")
+    if HEAD_DIM % 2:
+        raise ValueError(f"HEAD_DIM = {HEAD_DIM} is odd: rotary positions turn channels in pairs")
+    if not WINDOW_PATTERN or set(WINDOW_PATTERN) - set("SL"):
+        raise ValueError(f"WINDOW_PATTERN = {WINDOW_PATTERN!r} may hold S and L alone")
+    if GATE_CHANNELS > WIDTH:
+        raise ValueError(f"GATE_CHANNELS = {GATE_CHANNELS} is more than the model's width {WIDTH}")
+    if TOTAL_BATCH < MAX_SEQ_LEN or TOTAL_BATCH % MAX_SEQ_LEN:
+        raise ValueError(f"TOTAL_BATCH = {TOTAL_BATCH} is not a multiple of MAX_SEQ_LEN = {MAX_SEQ_LEN}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The machine
+
+
+def pick_device() -> tuple[torch.device, torch.dtype]:
+    """The device, and the type its arithmetic runs in: bf16 where the chip multiplies it fast, else fp16 on GPUs, fp32 on CPUs."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.get_device_capability()[0] >= 8
+        return torch.device("cuda"), torch.bfloat16 if has_bf16 else torch.float16
+    if torch.backends.mps.is_available():
+        return torch.device("mps"), torch.float32
+    has_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    return torch.device("cpu"), torch.bfloat16 if has_bf16 else torch.float32
+
+
+DEVICE, DTYPE = pick_device()
+
+
+def compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False) if COMPILE else function
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    elif DEVICE.type == "mps":
+        torch.mps.synchronize()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Attention: one function, (B, T, H, D) x 3 -> (B, T, H, D), causal; `window` tokens back, or None for all of them
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+    return out.transpose(1, 2)
+
+
+def flash_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """The windowed kernel that torch ships for CUDA; it has no public name."""
+    T = q.size(1)
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, None, None, T, T, 0.0, True, False, window_size_left=window, window_size_right=0
+    )[0]
+
+
+def chunked_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Any device: queries in chunks of `window`, each looking at its own chunk and the one before; exact, no T x T mask."""
+    B, T, H, D = q.shape
+    pad = -T % window
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, pad)).view(B, -1, window, H, D) for x in (q, k, v))
+    chunks = q.size(1)
+
+    def with_previous(x: Tensor) -> Tensor:
+        previous = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+        return torch.cat([previous, x], dim=2).flatten(0, 1).transpose(1, 2)
+
+    query = torch.arange(window, device=q.device)[:, None] + window
+    key = torch.arange(2 * window, device=q.device)[None, :]
+    visible = (key <= query) & (key >= query - window)
+    first = visible & (key >= window)  # the first chunk has none before it
+    mask = torch.cat([first[None], visible.expand(chunks - 1, -1, -1)]).repeat(B, 1, 1)[:, None]
+    out = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), with_previous(k), with_previous(v), mask)
+    return out.transpose(1, 2).reshape(B, T + pad, H, D)[:, :T]
+
+
+def pick_window_kernel() -> tuple[str, Callable]:
+    """The fastest windowed attention that really runs here, forwards and backwards."""
+    if DEVICE.type == "cuda" and DTYPE != torch.float32:
+        try:
+            q, k, v = (
+                torch.randn(1, 128, 1, HEAD_DIM, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3)
+            )
+            flash_window(q, k, v, 32).sum().backward()
+            return "flash", flash_window
+        except (RuntimeError, TypeError):
+            pass
+    return "chunked", chunked_window
+
+
+WINDOW_KERNEL_NAME, window_attention = pick_window_kernel()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    if DEVICE.type == "cpu":
+        q, k, v = q.float(), k.float(), v.float()  # bf16 attention is slower there: backwards twice over
+    if window is None or window >= q.size(1):
+        return full_attention(q, k, v).to(DTYPE)
+    return window_attention(q, k, v, window).to(DTYPE)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of (B, T, H, D): channel i turns together with channel i + D/2."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
+class GPT(nn.Module):
+    """(B, T) tokens -> (B, T, V) raw logits over SOFTCAP, in DTYPE; V is VOCAB_SIZE rounded up to 64, the rest is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab = -(-VOCAB_SIZE // 64) * 64
+        first = (DEPTH - 1) % VALUE_EMBED_EVERY if VALUE_EMBED_EVERY else DEPTH
+        self.value_layers = list(range(first, DEPTH, VALUE_EMBED_EVERY or 1))
+        self.windows = [None if WINDOW_PATTERN[i % len(WINDOW_PATTERN)] == "L" else SHORT_WINDOW for i in range(DEPTH)]
+        self.windows[-1] = None  # the last layer sees everything
+
+        hidden = MLP_RATIO * WIDTH
+        self.embed = nn.Parameter(torch.empty(self.vocab, WIDTH))
+        self.value_embeds = nn.Parameter(torch.empty(len(self.value_layers), self.vocab, WIDTH))
+        self.value_gates = nn.Parameter(torch.empty(len(self.value_layers), NUM_HEADS, GATE_CHANNELS))
+        self.attention = nn.Parameter(torch.empty(DEPTH, 4, WIDTH, WIDTH))  # query, key, value, output
+        self.mlp_in = nn.Parameter(torch.empty(DEPTH, hidden, WIDTH))
+        self.mlp_out = nn.Parameter(torch.empty(DEPTH, WIDTH, hidden))
+        self.residual = nn.Parameter(torch.empty(DEPTH))
+        self.first = nn.Parameter(torch.empty(DEPTH))
+        self.head = nn.Parameter(torch.empty(self.vocab, WIDTH))
+
+        frequency = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
+        angle = torch.outer(torch.arange(MAX_SEQ_LEN).float(), frequency)[None, :, None, :]
+        self.register_buffer("cos", angle.cos().to(DTYPE), persistent=False)
+        self.register_buffer("sin", angle.sin().to(DTYPE), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        bound = INIT_SCALE * math.sqrt(3 / WIDTH)
+        nn.init.normal_(self.embed)
+        nn.init.uniform_(self.value_embeds, -bound, bound)
+        nn.init.zeros_(self.value_gates)  # a gate of 2 * sigmoid(0) = 1
+        nn.init.uniform_(self.attention, -bound, bound)
+        nn.init.zeros_(self.attention[:, 3])  # every block begins as the identity
+        nn.init.uniform_(self.mlp_in, -bound, bound)
+        nn.init.zeros_(self.mlp_out)
+        nn.init.ones_(self.residual)
+        nn.init.constant_(self.first, X0_LAMBDA)
+        nn.init.normal_(self.head, std=HEAD_INIT_STD)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        B, T = tokens.shape
+        cos, sin = self.cos[:, :T], self.sin[:, :T]
+        blocks = zip(
+            self.attention.to(DTYPE).unbind(),
+            self.mlp_in.to(DTYPE).unbind(),
+            self.mlp_out.to(DTYPE).unbind(),
+            self.residual.to(DTYPE).unbind(),
+            self.first.to(DTYPE).unbind(),
+            self.windows,
+            strict=True,
+        )
+        values = dict(
+            zip(self.value_layers, zip(self.value_embeds.unbind(), self.value_gates.unbind(), strict=True), strict=True)
+        )
+
+        x = first = norm(F.embedding(tokens, self.embed).to(DTYPE))
+        for layer, (attention, mlp_in, mlp_out, residual, first_weight, window) in enumerate(blocks):
+            x = residual * x + first_weight * first
+            x = x + self.attention_block(norm(x), tokens, attention, values.get(layer), cos, sin, window)
+            x = x + F.linear(F.relu(F.linear(norm(x), mlp_in)).square(), mlp_out)
+        return F.linear(norm(x) / SOFTCAP, self.head.to(DTYPE))
+
+    def attention_block(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        weights: Tensor,
+        value: tuple[Tensor, Tensor] | None,
+        cos: Tensor,
+        sin: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = F.linear(x, weights[:3].flatten(0, 1)).view(B, T, 3, NUM_HEADS, HEAD_DIM).unbind(2)
+        if value is not None:
+            embeds, gates = value
+            gate = 2 * torch.sigmoid(F.linear(x[..., :GATE_CHANNELS], gates.to(DTYPE)))
+            v = v + gate[..., None] * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
+        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
+        return F.linear(attend(q, k, v, window).reshape(B, T, WIDTH), weights[3])
+
+    def flops_per_token(self) -> float:
+        """Forward and backward: 6 for each weight of a product, 12 D for each pair of a query and a key it sees."""
+        products = self.attention.numel() + self.mlp_in.numel() + self.mlp_out.numel() + self.head.numel()
+        seen = sum(min(window or MAX_SEQ_LEN, MAX_SEQ_LEN) for window in self.windows)
+        return 6 * products + 12 * NUM_HEADS * HEAD_DIM * seen
+
+
+def softcap(logits: Tensor) -> Tensor:
+    """The model's raw logits come divided by SOFTCAP already: cheaper there than on V columns."""
+    return SOFTCAP * torch.tanh(logits.float())
+
+
+@compiled
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per token. Apart from the model, so that training and evaluation share the model's one graph."""
+    return F.cross_entropy(softcap(logits)[..., :VOCAB_SIZE].flatten(0, 1), targets.flatten())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Optimizer. Everything that changes from step to step comes in as a 0-d tensor: nothing is compiled twice.
+
+
+@compiled
+def adamw_step(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, decay: Tensor, beta1: Tensor, beta2: Tensor, step: Tensor
+) -> None:
+    """AdamW (1711.05101) in place."""
+    p.mul_(1 - lr * decay)
+    m.lerp_(g, 1 - beta1)
+    v.lerp_(g.square(), 1 - beta2)
+    denominator = (v / (1 - beta2**step)).sqrt() + ADAM_EPS
+    p.sub_(lr / (1 - beta1**step) * m / denominator)
+
+
+# Polar Express: the best odd polynomials of degree 5 for singular values in [0.001, 1], one after the other (2505.16932, table for
+# a safety factor of 1.02).
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """The nearest matrices with orthonormal rows or columns, for a stack (N, rows, cols)."""
+    x = g.bfloat16() if DEVICE.type == "cuda" and DTYPE == torch.bfloat16 else g.float()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+@compiled
+def muon_step(
+    p: Tensor, g: Tensor, momentum: Tensor, second: Tensor, lr: Tensor, decay: Tensor, beta1: Tensor, beta2: Tensor
+) -> None:
+    """Muon on a stack of matrices, in place: Nesterov momentum, orthogonalize, even out the neurons, cautious decay."""
+    momentum.lerp_(g, 1 - beta1)
+    update = orthogonalize(g.lerp(momentum, beta1)).float()
+    # NorMuon: the longer side's neurons get equal size over time; the update keeps its whole norm.
+    side = -1 if p.size(-2) >= p.size(-1) else -2
+    second.lerp_(update.square().mean(dim=side, keepdim=True), 1 - beta2)
+    size = update.norm(dim=(-2, -1), keepdim=True)
+    update = update * second.clamp_min(1e-10).rsqrt()
+    update = update * (size / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
+    lr = lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
+    shrink = decay * (update * p >= 0)  # decay only where it agrees with the step
+    p.sub_(lr * (update + shrink * p))
+
+
+class Optimizer:
+    """Muon for the blocks' matrices, AdamW for the rest; one table says which tensor gets what."""
+
+    def __init__(self, model: GPT) -> None:
+        wide = (WIDTH / 768) ** -0.5
+        self.adamw = [  # parameter, learning rate, weight decay
+            (model.embed, EMBED_LR * wide, EMBED_DECAY),
+            (model.value_embeds, EMBED_LR * wide, VALUE_DECAY),
+            (model.head, HEAD_LR * wide, HEAD_DECAY),
+            (model.first, SCALAR_LR, 0.0),
+            (model.residual, SCALAR_LR * 0.01, 0.0),
+            (model.value_gates, SCALAR_LR * 0.01, 0.0),
+        ]
+        self.adamw = [entry for entry in self.adamw if entry[0].numel()]
+        self.muon = [model.attention, model.mlp_in, model.mlp_out]
+        self.adamw_state = [(torch.zeros_like(p), torch.zeros_like(p)) for p, _, _ in self.adamw]
+        self.muon_state = [(torch.zeros_like(s), torch.zeros_like(self._second(s))) for s in map(stack_of, self.muon)]
+        self.scalars: dict[str, Tensor] = {}
+
+    @staticmethod
+    def _second(p: Tensor) -> Tensor:
+        return p[..., :1] if p.size(-2) >= p.size(-1) else p[..., :1, :]
+
+    def _scalar(self, name: str, value: float) -> Tensor:
+        """A 0-d tensor that lives on the CPU, where kernels read it without a copy to wait for."""
+        return self.scalars.setdefault(name, torch.zeros(())).fill_(value)
+
+    @torch.no_grad()
+    def step(self, count: int, progress: float) -> None:
+        """`count`: steps done so far; `progress`: fraction of the run behind us."""
+        scale = learning_rate_scale(progress)
+        beta1, beta2 = self._scalar("beta1", ADAM_BETA1), self._scalar("beta2", ADAM_BETA2)
+        number = self._scalar("step", count + 1)
+        for i, ((p, lr, decay), (m, v)) in enumerate(zip(self.adamw, self.adamw_state, strict=True)):
+            rate, shrink = self._scalar(f"lr{i}", lr * scale), self._scalar(f"decay{i}", decay)
+            adamw_step(p, p.grad, m, v, rate, shrink, beta1, beta2, number)
+        ramp = min(1.0, progress / MUON_RAMP) if MUON_RAMP > 0 else 1.0
+        momentum = self._scalar("momentum", MUON_MOMENTUM_START + ramp * (MUON_MOMENTUM - MUON_MOMENTUM_START))
+        rate, shrink = (
+            self._scalar("muon_lr", MATRIX_LR * scale),
+            self._scalar("muon_decay", MATRIX_DECAY * (1 - progress)),
+        )
+        second_decay = self._scalar("muon_beta2", MUON_BETA2)
+        for p, (first, second) in zip(self.muon, self.muon_state, strict=True):
+            muon_step(stack_of(p), stack_of(p.grad), first, second, rate, shrink, momentum, second_decay)
+        for p in self.parameters():
+            p.grad = None
+
+    def parameters(self) -> list[Tensor]:
+        return [p for p, _, _ in self.adamw] + self.muon
+
+    def state(self) -> list[Tensor]:
+        return [tensor for pair in self.adamw_state + self.muon_state for tensor in pair]
+
+
+def stack_of(p: Tensor) -> Tensor:
+    """A bank of any number of matrices as (N, rows, cols), without a copy."""
+    return p.flatten(0, -3)
+
+
+def learning_rate_scale(progress: float) -> float:
+    """1 at first, then a line down to FINAL_LR at the end of the run."""
+    left = 1 - min(1.0, progress)
+    return 1.0 if left >= WARMDOWN else FINAL_LR + (1 - FINAL_LR) * left / WARMDOWN
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Data: rows lie on the device in large blocks, so that a step waits for no copy
+
+
+class Batches:
+    """Hands out (inputs, targets) of `rows_per_step` rows, over the rows again and again. rows: uint16 (N, T + 1)."""
+
+    BLOCK_BYTES = 256 * 2**20
+
+    def __init__(self, rows, rows_per_step: int) -> None:
+        if len(rows) < rows_per_step:
+            raise ValueError(
+                f"a device step takes {rows_per_step} rows and the data has {len(rows)}: lower DEVICE_BATCH"
+            )
+        self.rows, self.count = rows, rows_per_step
+        per_block = max(1, self.BLOCK_BYTES // rows[0].nbytes // rows_per_step) * rows_per_step
+        usable = len(rows) - len(rows) % rows_per_step
+        self.starts = [(at, min(at + per_block, usable)) for at in range(0, usable, per_block)]
+        self.block_index, self.at, self.block = -1, 0, None
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        if self.block is None or self.at >= len(self.block):
+            self.block_index = (self.block_index + 1) % len(self.starts)
+            if self.block is None or len(self.starts) > 1:
+                start, end = self.starts[self.block_index]
+                self.block = torch.from_numpy(self.rows[start:end].astype("int32")).to(DEVICE)
+            self.at = 0
+        batch = self.block[self.at : self.at + self.count].long()
+        self.at += self.count
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class Trainer:
+    """Model, compiled forward and optimizer at one device batch."""
+
+    def __init__(self, device_rows: int) -> None:
+        self.device_rows = device_rows
+        self.accumulation = TOTAL_BATCH // (device_rows * MAX_SEQ_LEN)
+        with torch.device(DEVICE):
+            self.model = GPT()
+        self.model.init_weights()
+        self.forward = compiled(self.model)
+        self.optimizer = Optimizer(self.model)
+        self.scale = LOSS_SCALE if DTYPE == torch.float16 else 1.0
+
+    def step(self, batches: Callable, count: int, progress: float) -> Tensor:
+        """One optimizer step over TOTAL_BATCH tokens. Returns the mean loss, still on the device."""
+        total = torch.zeros((), device=DEVICE)
+        for _ in range(self.accumulation):
+            inputs, targets = batches()
+            loss = loss_of(self.forward(inputs), targets)
+            (loss * (self.scale / self.accumulation)).backward()
+            total += loss.detach() / self.accumulation
+        if self.scale != 1:
+            for p in self.optimizer.parameters():
+                p.grad.div_(self.scale)
+        self.optimizer.step(count, progress)
+        return total
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """What evaluation asks for. Gradients stay on, because the graph that training compiled has them."""
+        return softcap(self.forward(tokens).detach())
+
+    def warm_up(self) -> None:
+        """Compile and try everything on made-up tokens, then put weights and optimizer back as they were."""
+        before = [p.detach().clone() for p in self.optimizer.parameters()]
+
+        def made_up() -> tuple[Tensor, Tensor]:
+            tokens = torch.randint(VOCAB_SIZE, (self.device_rows, MAX_SEQ_LEN + 1), device=DEVICE)
+            return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+        for count in range(2):
+            self.step(made_up, count, 0.0)
+        self.logits(made_up()[0])
+        with torch.no_grad():
+            for p, saved in zip(self.optimizer.parameters(), before, strict=True):
+                p.copy_(saved)
+            for tensor in self.optimizer.state():
+                tensor.zero_()
+        synchronize()
+
+
+def largest_that_fits() -> Trainer:
+    """DEVICE_BATCH, halved until a step fits into memory; more accumulation keeps the optimizer's batch."""
+    rows = TOTAL_BATCH // MAX_SEQ_LEN
+    device_rows = min(DEVICE_BATCH, rows)
+    while rows % device_rows:
+        device_rows -= 1
+    while True:
+        try:
+            trainer = Trainer(device_rows)
+            trainer.warm_up()
+            return trainer
+        except torch.OutOfMemoryError:
+            if device_rows == 1:
+                raise
+        trainer = None  # frees the memory before the next try
+        gc.collect()
+        torch.cuda.empty_cache()
+        device_rows = max(d for d in range(1, device_rows // 2 + 1) if rows % d == 0)
+        print(f"out of memory: {device_rows} rows a device step, with more accumulation", flush=True)
+
+
+def train(run: prepare.Run, trainer: Trainer, rows) -> int:
+    """Steps until the next one would end after the budget. Returns how many were made."""
+    if run.remaining() <= 0:
+        return 0
+    batches = Batches(rows, trainer.device_rows)
+    lag = 1 if DEVICE.type == "cuda" else 0  # steps that the GPU may be behind: the loss is read one step late
+    pending: list[Tensor] = []
+    smooth, shown, step = 0.0, 0.0, 0
+    while True:
+        progress = min(1.0, run.elapsed() / run.budget)
+        pending.append(trainer.step(batches, step, progress))
+        step += 1
+        if len(pending) > lag:
+            loss = pending.pop(0).item()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {step}")
+            smooth = 0.9 * smooth + 0.1 * loss
+        elapsed = run.elapsed()
+        per_step = elapsed / step
+        done = elapsed + (1 + lag) * per_step > run.budget
+        if done or elapsed - shown > 0.2:
+            shown = elapsed
+            mean = smooth / (1 - 0.9 ** max(1, step - lag))
+            show_progress(step, elapsed, run.budget, mean, trainer.model)
+        if done:
+            print()
+            return step
+
+
+def mfu_percent(tokens_per_second: float, model: GPT) -> float | None:
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
+    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    return 100 * tokens_per_second * model.flops_per_token() / peak if peak else None
+
+
+def show_progress(step: int, elapsed: float, budget: float, loss: float, model: GPT) -> None:
+    speed = step * TOTAL_BATCH / elapsed
+    mfu = mfu_percent(speed, model)
+    print(
+        f"\rstep {step:05d} ({100 * min(1.0, elapsed / budget):.1f}%) | loss: {loss:.4f} | tok/s: {speed:,.0f} | "
+        f"mfu: {f'{mfu:.1f}%' if mfu is not None else '-'} | left: {max(0.0, budget - elapsed):.0f}s   ",
+        end="",
+        flush=True,
+    )
+
+
+def main() -> None:
+    check_shapes()
+    run = prepare.open_run()
+    torch.manual_seed(run.seed)
+    torch.set_float32_matmul_precision("high")
+    began = time.monotonic()
+    trainer = largest_that_fits()
+    params = sum(p.numel() for p in trainer.model.parameters())
+    print(
+        f"device: {DEVICE.type} {str(DTYPE).removeprefix('torch.')} | attention: sdpa, windows {WINDOW_KERNEL_NAME} | "
+        f"{params / 1e6:.1f}M parameters | {trainer.device_rows} rows x {trainer.accumulation} | ready in {time.monotonic() - began:.1f}s",
+        flush=True,
+    )
+    torch.manual_seed(run.seed)
+    rows = run.start(trainer.model)
+    gc.collect()
+    gc.freeze()  # a collection in the middle of a step is a bubble on the GPU
+    gc.disable()
+    steps = train(run, trainer, rows)
+    run.evaluate_bpb(trainer.model, trainer.logits, trainer.device_rows)
+    tokens = steps * TOTAL_BATCH
+    run.summary(
+        num_steps=steps,
+        total_tokens=tokens,
+        num_params=params,
+        depth=DEPTH,
+        mfu=mfu_percent(tokens / run.elapsed(), trainer.model) if steps else None,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
+        sys.exit(f"train.py: {type(error).__name__}: {error}")
