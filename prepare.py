@@ -143,9 +143,7 @@ class Run:
         self.eval_tokens = losses.size
         return self.val_bpb
 
-    def summary(
-        self, *, num_steps: int, total_tokens: int, num_params: int, depth: int, mfu: float | None = None
-    ) -> None:
+    def summary(self, *, num_steps: int, total_tokens: int, num_params: int, depth: int, mfu: float | None = None) -> None:
         """Print the block that the harness and `grep "^val_bpb:" run.log` read. mfu is in percent."""
         figures = {
             "val_bpb": f"{self.val_bpb:.6f}",
@@ -286,10 +284,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     size = max(1, SCORED_AT_ONCE // VOCAB_SIZE)
     with torch.no_grad():
         parts = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
-        nats = [
-            torch.nn.functional.cross_entropy(part[:, :VOCAB_SIZE].float(), right, reduction="none")
-            for part, right in parts
-        ]
+        nats = [torch.nn.functional.cross_entropy(part[:, :VOCAB_SIZE].float(), right, reduction="none") for part, right in parts]
         return torch.cat(nats).clamp_(min=0).view(targets.shape)
 
 
@@ -811,9 +806,7 @@ def folder_inputs(root: Path) -> Inputs:
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
     train = [p for p in paths if "val" not in p.name.lower()]
     if not train:
-        raise NotReady(
-            f"{root} has no training text: no .parquet, .jsonl or .txt file (.xz and .zst too) without 'val'"
-        )
+        raise NotReady(f"{root} has no training text: no .parquet, .jsonl or .txt file (.xz and .zst too) without 'val'")
     return Inputs(root, train, [p for p in paths if "val" in p.name.lower()])
 
 

@@ -35,18 +35,16 @@ DEPTH = 9  # transformer blocks
 NUM_HEADS = 5  # attention heads; the model is NUM_HEADS * HEAD_DIM wide
 HEAD_DIM = 128  # channels of one head, even; fixed
 MLP_RATIO = 4  # hidden width of the MLP over the model's width
-WINDOW_PATTERN = (
-    "SSSSL"  # attention of the layers, repeated: S short window, L whole context; one of: L, SL, SSL, SSSL, SSSSL
-)
+WINDOW_PATTERN = "SSSSL"  # layers' attention, repeated: S short, L whole; one of: L, SL, SSL, SSSL, SSSSL
 SHORT_WINDOW = 256  # tokens before its own that a query sees in an S layer
 ROPE_BASE = 200_000.0  # longest wavelength of the rotary positions, in tokens over 2 pi
 SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
 VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
-GATE_CHANNELS = 32  # channels of a token that decide on its value embedding's gate
+GATE_CHANNELS = 32  # channels of a token that decide on its value embedding's gate; fixed
 
 # Initial values
 INIT_SCALE = 0.68  # matrices are uniform with standard deviation INIT_SCALE / sqrt(width)
-HEAD_INIT_STD = 0.001  # standard deviation of the output head
+HEAD_INIT_STD = 0.001  # standard deviation of the output head; fixed
 X0_LAMBDA = 0.05  # weight of the first embedding in every block's input
 
 # Batch
@@ -59,7 +57,7 @@ EMBED_LR = 0.9  # AdamW, token and value embeddings
 HEAD_LR = 0.005  # AdamW, output head
 SCALAR_LR = 0.5  # AdamW, weights of the first embedding; the residual weights and the gates take 1% of it
 MUON_MOMENTUM = 0.95  # momentum of Muon after its ramp
-MUON_MOMENTUM_START = 0.85  # momentum of Muon at the first step
+MUON_MOMENTUM_START = 0.85  # momentum of Muon at the first step; fixed
 MUON_RAMP = 0.15  # fraction of the run that the ramp takes
 MUON_BETA2 = 0.95  # decay of NorMuon's second moments
 ADAM_BETA1 = 0.8  # decay of AdamW's first moments
@@ -75,8 +73,8 @@ FINAL_LR = 0.05  # where they end, as a fraction of their peak
 COMPILE = True  # torch.compile the model and the optimizer; fixed
 
 WIDTH = NUM_HEADS * HEAD_DIM
-ADAM_EPS = 1e-10
-LOSS_SCALE = 4096.0  # for float16 alone: keeps small gradients above its smallest number
+ADAM_EPS = 1e-10  # fixed
+LOSS_SCALE = 4096.0  # for float16 alone: keeps small gradients above its smallest number; fixed
 # Peak dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets; MFU is told for these only.
 PEAK_FLOPS = {
     "H200": 989.5e12,
@@ -108,7 +106,7 @@ def check_shapes() -> None:
 
 
 def pick_device() -> tuple[torch.device, torch.dtype]:
-    """The device, and the type its arithmetic runs in: bf16 where the chip multiplies it fast, else fp16 on GPUs, fp32 on CPUs."""
+    """The device, and the type of its arithmetic: bf16 where the chip multiplies it fast, else fp16 on GPUs, fp32 on CPUs."""
     if torch.cuda.is_available():
         has_bf16 = torch.cuda.get_device_capability()[0] >= 8
         return torch.device("cuda"), torch.bfloat16 if has_bf16 else torch.float16
@@ -173,9 +171,7 @@ def pick_window_kernel() -> tuple[str, Callable]:
     """The fastest windowed attention that really runs here, forwards and backwards."""
     if DEVICE.type == "cuda" and DTYPE != torch.float32:
         try:
-            q, k, v = (
-                torch.randn(1, 128, 1, HEAD_DIM, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3)
-            )
+            q, k, v = (torch.randn(1, 128, 1, HEAD_DIM, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
             flash_window(q, k, v, 32).sum().backward()
             return "flash", flash_window
         except (RuntimeError, TypeError):
@@ -250,7 +246,7 @@ class GPT(nn.Module):
         nn.init.normal_(self.head, std=HEAD_INIT_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        B, T = tokens.shape
+        T = tokens.size(1)
         cos, sin = self.cos[:, :T], self.sin[:, :T]
         blocks = zip(
             self.attention.to(DTYPE).unbind(),
@@ -261,9 +257,7 @@ class GPT(nn.Module):
             self.windows,
             strict=True,
         )
-        values = dict(
-            zip(self.value_layers, zip(self.value_embeds.unbind(), self.value_gates.unbind(), strict=True), strict=True)
-        )
+        values = dict(zip(self.value_layers, zip(self.value_embeds.unbind(), self.value_gates.unbind(), strict=True), strict=True))
 
         x = first = norm(F.embedding(tokens, self.embed).to(DTYPE))
         for layer, (attention, mlp_in, mlp_out, residual, first_weight, window) in enumerate(blocks):
@@ -444,9 +438,7 @@ class Batches:
 
     def __init__(self, rows, rows_per_step: int) -> None:
         if len(rows) < rows_per_step:
-            raise ValueError(
-                f"a device step takes {rows_per_step} rows and the data has {len(rows)}: lower DEVICE_BATCH"
-            )
+            raise ValueError(f"a device step takes {rows_per_step} rows and the data has {len(rows)}: lower DEVICE_BATCH")
         self.rows, self.count = rows, rows_per_step
         per_block = max(1, self.BLOCK_BYTES // rows[0].nbytes // rows_per_step) * rows_per_step
         usable = len(rows) - len(rows) % rows_per_step
@@ -596,7 +588,8 @@ def main() -> None:
     params = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"device: {DEVICE.type} {str(DTYPE).removeprefix('torch.')} | attention: sdpa, windows {WINDOW_KERNEL_NAME} | "
-        f"{params / 1e6:.1f}M parameters | {trainer.device_rows} rows x {trainer.accumulation} | ready in {time.monotonic() - began:.1f}s",
+        f"{params / 1e6:.1f}M parameters | {trainer.device_rows} rows x {trainer.accumulation} | "
+        f"ready in {time.monotonic() - began:.1f}s",
         flush=True,
     )
     torch.manual_seed(run.seed)

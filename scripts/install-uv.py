@@ -100,9 +100,7 @@ class _Links(html.parser.HTMLParser):
             url, _, fragment = (found["href"] or "").partition("#")
             kind, _, digest = fragment.partition("=")
             name = urllib.parse.unquote(url.rpartition("/")[2])
-            self.files.append(
-                {"filename": name, "url": url, "hashes": {kind: digest}, "yanked": "data-yanked" in found}
-            )
+            self.files.append({"filename": name, "url": url, "hashes": {kind: digest}, "yanked": "data-yanked" in found})
 
 
 def list_files(index: str) -> list[File]:

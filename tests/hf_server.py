@@ -1,7 +1,7 @@
 """A small stand-in for the Hugging Face Hub: it serves files of a dataset over real HTTP, and misbehaves on demand.
 
-Covered: HEAD and GET of /datasets/<repo>/resolve/main/<file> as the Hub answers them (a redirect to a storage address,
-X-Linked-Etag with the sha256, X-Linked-Size, X-Repo-Commit), Range, 404 and 416. Not covered: tokens, xet, other routes.
+Covered: HEAD and GET of /datasets/<repo>/resolve/main/<file> as the Hub answers them (a redirect to a storage host, the
+sha256 as X-Linked-Etag, X-Linked-Size, X-Repo-Commit), Range, 404 and 416. Not covered: tokens, xet, other routes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ COMMIT = "c0ffee" + "0" * 34
 class Fault:
     """What goes wrong with one answer about a file.
 
-    status: this code instead of the file. stop_after: the body ends after so many bytes, and how: `reset` (the connection
-    is torn down), `close` (it ends before the length it announced), `short` (no length was announced, so the end looks
-    regular), `hang` (nothing more comes). wrong: the bytes are others, of the right length.
+    status: this code instead of the file. wrong: other bytes, of the right length. stop_after: the body ends after so
+    many bytes, and `how` it does: `close` (before the length it announced), `reset` (the connection is torn down),
+    `short` (no length was announced, so that the end looks regular), `hang` (nothing more comes).
     """
 
     status: int = 0
@@ -49,6 +49,7 @@ class Hub:
         self.files = files
         self.faults: dict[str, list[Fault]] = {}  # by file: one for each answer, in order
         self.always: dict[str, Fault] = {}  # by file: when the list is used up
+        self.ranges = True  # whether Range is understood
         self.requests: list[Request] = []  # of the files, not of the redirects to them
         self.released = threading.Event()  # ends a `hang`
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, name: str) -> None:
         data = self.hub.files[name]
         fault = self.hub.fault_for(name, "GET")
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if self.hub.ranges else None
         first = int(asked[1]) if asked else 0
         if fault.status or first >= len(data):
             status = fault.status or 416

@@ -124,9 +124,7 @@ def test_a_card_gets_the_profile_of_the_memory_that_it_reports(
         ("", None),
     ],
 )
-def test_the_cuda_version_is_a_version_or_nothing_never_a_piece_of_the_frame(
-    smi: Smi, line: str, version: str | None
-) -> None:
+def test_the_cuda_version_is_a_version_or_nothing_never_a_piece_of_the_frame(smi: Smi, line: str, version: str | None) -> None:
     smi.gpus(["0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 580.95.05, Disabled, 9.0"], line)
     assert smi.probe().cuda_version == version
 
@@ -414,9 +412,7 @@ def test_looking_at_the_machine_imports_nothing_that_is_not_the_standard_library
         text=True,
         check=True,
     )
-    assert re.sub(r"'_sysconfigdata_\w*[^']*'", "", done.stdout.strip()) in ("set()", "{}"), (
-        "but Python's own build data"
-    )
+    assert re.sub(r"'_sysconfigdata_\w*[^']*'", "", done.stdout.strip()) in ("set()", "{}"), "but Python's own build data"
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Claims about prepare.py: the data is right, the number is right, the clock is right, and bad input is told in a line."""
+"""Claims about prepare.py: its data, its number and its clock are right, and bad input is told in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import lzma
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def load_prepare(lab: Path) -> ModuleType:
             sys.modules["constants"] = others
 
 
-WORDS = "the a model token café naïve 漢字 語 🙂 🚀 learns rate 2048 0.05 loss, (step) don't\n".split(" ")
+WORDS = ["the", "a", "model", "token", "café", "naïve", "漢字", "語", "🙂", "🚀", "2048", "loss,", "(step)", "don't\n"]
 
 
 def documents(count: int, seed: int) -> list[str]:
@@ -140,9 +141,7 @@ def a_model() -> Model:
 # The four calls
 
 
-def test_the_four_calls_train_score_and_print_the_block(
-    prepare: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_four_calls_train_score_and_print_the_block(prepare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     model = a_model()
     run = prepare.open_run()
     assert (run.refereed, run.seed, run.seq_len, run.vocab_size, run.time_budget) == (False, 1337, 64, 300, 5)
@@ -244,7 +243,7 @@ def test_a_senseless_seed_is_told(
 
 def test_calls_out_of_order_are_told(prepare: ModuleType) -> None:
     run, model = prepare.open_run(), a_model()
-    with pytest.raises(RuntimeError, match="before run.start"):
+    with pytest.raises(RuntimeError, match="evaluate_bpb was called before"):
         run.evaluate_bpb(model, logits_of(model), batch_rows=8)
     run.start(model)
     with pytest.raises(RuntimeError, match="twice"):
@@ -278,15 +277,19 @@ def test_bpb_is_what_plain_arithmetic_over_raw_bytes_gives(prepare: ModuleType) 
     assert measured == pytest.approx(nats / math.log(2) / size, rel=1e-6)
 
 
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def test_a_token_that_is_half_a_character_counts_its_bytes(prepare: ModuleType) -> None:
     raw, sizes = raw_tokens(prepare), prepare.token_bytes()
     assert sizes.tolist() == [*map(len, raw), *[0] * (300 - len(raw))] and sizes[299] == 0
     used = {int(token) for token in np.unique(prepare.load_rows("val")) if token != 299}
-    halves = [
-        token
-        for token in used
-        if b"\xff" in raw[token].decode(errors="replace").replace("�", "\xff").encode("latin1", "ignore")
-    ]
+    halves = [token for token in used if not is_utf8(raw[token])]
     assert halves, "this text should have tokens that are not valid UTF-8 alone"
     text = "漢字 🙂 naïve"
     assert sizes[prepare.load_tokenizer().encode_ordinary(text)].sum() == len(text.encode())
@@ -378,18 +381,14 @@ def numbered_documents(lengths: list[int]) -> list[np.ndarray]:
 
 def pieces_of(rows: list[np.ndarray], bos: int) -> list[list[list[int]]]:
     """The pieces between BOS in each row."""
-    return [
-        [list(g) for is_bos, g in itertools.groupby(row.tolist(), lambda t: t == bos) if not is_bos] for row in rows
-    ]
+    return [[list(g) for is_bos, g in itertools.groupby(row.tolist(), lambda t: t == bos) if not is_bos] for row in rows]
 
 
 LENGTHS = [random.Random(3).choice([1, 2, 3, 10, 40, 63, 64, 65, 200, 700]) for _ in range(400)]
 
 
 @pytest.mark.parametrize("keep_tails", [True, False])
-def test_rows_are_full_begin_with_bos_and_hold_whole_stretches_of_documents(
-    prepare: ModuleType, keep_tails: bool
-) -> None:
+def test_rows_are_full_begin_with_bos_and_hold_whole_stretches_of_documents(prepare: ModuleType, keep_tails: bool) -> None:
     docs = numbered_documents(LENGTHS)
     rows = list(prepare.pack(iter(docs), 65, 65535, keep_tails))
     assert all(row.shape == (65,) and row[0] == 65535 and row.dtype == np.uint16 for row in rows)
@@ -422,7 +421,11 @@ def test_packing_validation_text_drops_only_what_follows_a_cut_at_the_end_of_a_r
 def test_the_largest_piece_that_fits_comes_first_and_else_the_shortest_is_cut(prepare: ModuleType) -> None:
     docs = numbered_documents([5, 3, 4, 2, 6])  # tokens 0-4, 5-7, 8-11, 12-13, 14-19
     rows = [row.tolist() for row in prepare.pack(iter(docs), 9, 99, keep_tails=True)]
-    assert rows == [[99, 14, 15, 16, 17, 18, 19, 99, 12], [99, 0, 1, 2, 3, 4, 99, 13, 99]]
+    assert rows == [
+        [99, 14, 15, 16, 17, 18, 19, 99, 12],
+        [99, 0, 1, 2, 3, 4, 99, 13, 99],
+        [99, 8, 9, 10, 11, 99, 5, 6, 7],
+    ]
     rows = [row.tolist() for row in prepare.pack(iter(docs), 9, 99, keep_tails=False)]
     assert rows == [[99, 14, 15, 16, 17, 18, 19, 99, 12], [99, 0, 1, 2, 3, 4, 99, 5, 6]]
 
@@ -508,9 +511,7 @@ def test_eval_tokens_is_no_part_of_the_prepared_data(prepared: tuple[Path, Path]
 
 
 def test_the_fingerprint_follows_the_data_and_needs_no_torch(prepared: tuple[Path, Path], tmp_path: Path) -> None:
-    code = (
-        "import sys, prepare; print(prepare.data_fingerprint(), *({'torch', 'tiktoken', 'pyarrow'} & {*sys.modules}))"
-    )
+    code = "import sys, prepare; print(prepare.data_fingerprint(), *({'torch', 'tiktoken', 'pyarrow'} & {*sys.modules}))"
     lab, cache = prepared
     first = run(lab, cache, "-c", code).out.split()
     assert len(first) == 1 and len(first[0]) == 64
@@ -562,8 +563,6 @@ def test_missing_data_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
 
 def copied(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     """The prepared lab's text and data, to be spoiled."""
-    import shutil
-
     shutil.copytree(prepared[1], tmp_path / "cache")
     return make_lab(tmp_path / "lab", DATASET=str(prepared[0] / "texts")), tmp_path / "cache"
 
@@ -619,7 +618,7 @@ def test_two_preparations_at_once_do_the_work_once(tmp_path: Path) -> None:
             for _ in range(2)
         ]
         said = sorted(process.communicate(timeout=120)[0] for process in both)
-    assert [line.split(maxsplit=2)[1] == "already" for line in said] in ([True, False], [False, True])
+    assert [line.startswith("prepared already") for line in said].count(True) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -652,7 +651,10 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 )
 def test_a_constant_that_cannot_work_is_one_line(tmp_path: Path, name: str, value: object) -> None:
     lab = make_lab(tmp_path / "lab", **{name: value})
-    code = "import prepare\ntry: prepare.open_run()\nexcept SystemExit as s: assert s.code == 3\nraise SystemExit(prepare.main([]))"
+    code = (
+        "import prepare\ntry: prepare.open_run()\nexcept SystemExit as stop: assert stop.code == 3\n"
+        "raise SystemExit(prepare.main([]))"
+    )
     done = run(lab, tmp_path / "cache", "-c", code)
     first, second = done.err.splitlines()
     assert done.code == 3 and first == second and f"{name} = {value!r}" in first and "wanted" in first
@@ -676,9 +678,7 @@ def test_a_folder_may_mix_all_formats(tmp_path: Path) -> None:
     lab, cache = make_lab(tmp_path / "lab"), tmp_path / "cache"
     texts = lab / "texts"
     (texts / "deep").mkdir(parents=True)
-    made = {
-        name: documents(40, seed) for seed, name in enumerate(["parquet", "jsonl", "xz", "zst", "txt", "txt.xz", "val"])
-    }
+    made = {name: documents(40, seed) for seed, name in enumerate(["parquet", "jsonl", "xz", "zst", "txt", "txt.xz", "val"])}
 
     def lines(name: str) -> bytes:
         return "".join(json.dumps({"text": text}) + "\n\n" for text in made[name]).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -50,7 +51,7 @@ class Lab:
         self.cache = folder.parent / "cache"
         self.shards = self.cache / "data" / "fineweb-edu"
 
-    def start(self, endpoint: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, endpoint: str, *flags: str, stderr: int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
         mine = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         mine |= {"HF_ENDPOINT": endpoint, "AUTORESEARCH_CACHE": str(self.cache), "NO_PROXY": "*"}
         mine |= {"HF_HOME": str(self.cache / "hf"), "AUTORESEARCH_RETRY_SECONDS": "0.001"} | env
@@ -59,7 +60,7 @@ class Lab:
             cwd=self.folder,
             env=mine,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -127,6 +128,29 @@ def test_a_connection_that_breaks_goes_on_where_it_stopped(hub: Hub, lab: Lab, h
     assert len(starts) == 4 and starts == sorted(starts)
     if how != "reset":  # a reset may overtake bytes that were sent
         assert starts == [0, 30_000, 60_000, 90_000]
+
+
+def test_a_server_that_knows_no_ranges_starts_over(hub: Hub, lab: Lab) -> None:
+    hub.ranges = False
+    hub.faults[FIRST] = [Fault(stop_after=30_000)]
+    code, _, err = lab.prepare(hub.url)
+    assert code == 0, err
+    assert lab.have()[FIRST] == FILES[FIRST]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_terminal_shows_a_progress_bar(hub: Hub, lab: Lab) -> None:
+    hub.faults[LAST] = [Fault(status=401, method="HEAD")]  # one shard is enough to see
+    terminal, stderr = os.openpty()
+    process = lab.start(hub.url, stderr=stderr, TERM="xterm")
+    os.close(stderr)
+    seen = b""
+    with contextlib.suppress(OSError):  # what a terminal says when the other side is gone
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    os.close(terminal)
+    process.communicate()
+    assert b"100%" in seen and FIRST.encode() in seen
 
 
 def test_more_breaks_than_tries_are_no_failure_while_bytes_arrive(hub: Hub, lab: Lab) -> None:

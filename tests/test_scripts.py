@@ -178,9 +178,7 @@ def test_a_script_is_a_command_of_its_own(machine: Machine) -> None:
         ("check-hardware.sh", ["check", "--json"]),
     ],
 )
-def test_each_script_passes_its_arguments_and_the_exit_code_through(
-    machine: Machine, script: str, command: list[str]
-) -> None:
+def test_each_script_passes_its_arguments_and_the_exit_code_through(machine: Machine, script: str, command: list[str]) -> None:
     arguments = ["--desc", "two words", "", "*", "--help"]  # --help: without the environment
     said = called(machine.script(script, *arguments))
     assert said["args"] == [*command, *arguments]
@@ -359,10 +357,7 @@ def registry() -> str | None:
 
 def python_with(module: str) -> str:
     for python in (base_python(), "/usr/bin/python3", "/usr/local/bin/python3"):
-        if (
-            Path(python).exists()
-            and subprocess.run([python, "-Ic", f"import {module}"], capture_output=True).returncode == 0
-        ):
+        if Path(python).exists() and subprocess.run([python, "-Ic", f"import {module}"], capture_output=True).returncode == 0:
             return python
     pytest.skip(f"no Python of this machine has {module}")
 
@@ -493,9 +488,7 @@ def test_the_newest_release_that_fits_this_machine_is_taken(fresh: Machine, inde
 
 
 @pytest.mark.parametrize("name", ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"])
-def test_a_mirror_and_its_login_are_honoured_and_the_password_is_never_shown(
-    fresh: Machine, index: Index, name: str
-) -> None:
+def test_a_mirror_and_its_login_are_honoured_and_the_password_is_never_shown(fresh: Machine, index: Index, name: str) -> None:
     index.files = {named("1.0.0"): b"no zip"}
     mirror = {"UV_DEFAULT_INDEX": "UNSET", name: f"http://me:p%40ss@{index.host}/simple/"}
     done = via_wheel(fresh, index, **mirror)

@@ -52,11 +52,7 @@ def _bounded(text: str, limit: int) -> str:
 
 
 def _refusal(reason: str) -> str:
-    return (
-        f"## Your last proposal was not run\n{reason}\nPropose again; this is the second and last try."
-        if reason
-        else ""
-    )
+    return f"## Your last proposal was not run\n{reason}\nPropose again; this is the second and last try." if reason else ""
 
 
 def _machine(facts: Facts) -> str:
@@ -80,9 +76,7 @@ def _incumbent(incumbent: Experiment | None) -> str:
         f"{result.num_params_m} M parameters" if result.num_params_m else "",
         f"{result.memory_mb / 1024:.1f} GB at its peak" if result.memory_mb else "",
     ]
-    return f"## Incumbent (the train.py you start from)\nExperiment {incumbent.n}: " + ", ".join(
-        f for f in figures if f
-    )
+    return f"## Incumbent (the train.py you start from)\nExperiment {incumbent.n}: " + ", ".join(f for f in figures if f)
 
 
 def _kept(history: Sequence[Experiment]) -> str:

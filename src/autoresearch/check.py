@@ -45,6 +45,4 @@ def check_literals(source: str) -> None:
         else:
             continue
         if size > MAX_OPAQUE:
-            raise Refused(
-                f"train.py, line {node.lineno}: a literal with {size} entries or characters; {MAX_OPAQUE} are allowed"
-            )
+            raise Refused(f"train.py, line {node.lineno}: a literal with {size} entries or characters; {MAX_OPAQUE} are allowed")

@@ -136,9 +136,7 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     return 0 if done.status != results.CRASH else TIMEOUT if timed_out else CRASH
 
 
-def session_row(
-    commit: str | None, val_bpb: float | None, status: str, description: str, result: object
-) -> results.Row:
+def session_row(commit: str | None, val_bpb: float | None, status: str, description: str, result: object) -> results.Row:
     memory = getattr(result, "memory_mb", None)
     return results.Row(commit or "", val_bpb, None if memory is None else memory / 1024, status, description)
 
@@ -225,7 +223,7 @@ def _detach(lab: Lab) -> int:
     words = [word for word in sys.argv[1:] if word != "--detach"]
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "autoresearch", *words],
+            [sys.executable, "-P", "-m", "autoresearch", *words],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -234,9 +232,7 @@ def _detach(lab: Lab) -> int:
     try:
         code = process.wait(timeout=3)
     except subprocess.TimeoutExpired:
-        print(
-            f"running as process {process.pid}; follow it: tail -f {log}; stop it after this experiment: kill -INT {process.pid}"
-        )
+        print(f"running as process {process.pid}; follow it: tail -f {log}; stop it after this experiment: kill -INT {process.pid}")
         return 0
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     say(last[0] if last else "the loop ended at once")
@@ -256,9 +252,7 @@ def command_results(arguments: argparse.Namespace) -> int:
         say(f"and {len(warnings) - 5} more lines like these")
     if arguments.plot:
         summary = results.summarize(rows)
-        report.plot(
-            rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements"
-        )
+        report.plot(rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements")
         say(f"drawn: {arguments.plot}")
     if arguments.json:
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only), indent=2))
@@ -282,13 +276,9 @@ def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
     from autoresearch.ratchet import Ratchet
 
     if TRAIN in Ratchet(lab.root).changed_files():
-        raise NotReady(
-            f"train.py has uncommitted changes: commit them, or 'git checkout -- {TRAIN}', then restore again"
-        )
+        raise NotReady(f"train.py has uncommitted changes: commit them, or 'git checkout -- {TRAIN}', then restore again")
     write_atomically(lab.train, (folder / TRAIN).read_bytes())
-    say(
-        f"train.py is now that of experiment {number}; keep it with 'git commit -am', or go back with 'git checkout -- {TRAIN}'"
-    )
+    say(f"train.py is now that of experiment {number}; keep it with 'git commit -am', or go back with 'git checkout -- {TRAIN}'")
     return 0
 
 
@@ -318,16 +308,12 @@ def parser() -> Parser:
         "--source", metavar="NAME", help="fineweb-edu, climbmix, stdlib, or a folder with text (default: by machine)"
     )
     setup.add_argument("--num-shards", type=int, metavar="N", help="training shards to download (default: 10)")
-    setup.add_argument(
-        "--time-budget", type=int, metavar="S", help="seconds of training in a run (default: 300, on a CPU 30)"
-    )
+    setup.add_argument("--time-budget", type=int, metavar="S", help="seconds of training in a run (default: 300, on a CPU 30)")
     _tag(setup)
     setup.set_defaults(call=command_setup)
 
     run = commands.add_parser("run", help="run train.py once")
-    run.add_argument(
-        "--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried"
-    )
+    run.add_argument("--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried")
     _tag(run)
     _allowance(run)
     run.set_defaults(call=command_run)
@@ -347,9 +333,7 @@ def parser() -> Parser:
         metavar="WHO",
         help="search (default), or a command: './my-agent --flag' (needs a space or slash)",
     )
-    loop.add_argument(
-        "--researcher-timeout", type=float, default=900.0, metavar="S", help="seconds for one proposal (default 900)"
-    )
+    loop.add_argument("--researcher-timeout", type=float, default=900.0, metavar="S", help="seconds for one proposal (default 900)")
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
     _tag(loop)
     _allowance(loop)
@@ -357,9 +341,7 @@ def parser() -> Parser:
 
     show = commands.add_parser("results", help="report on results.tsv")
     show.add_argument("--top", type=int, default=10, metavar="N", help="how many of the best to list (default 10)")
-    show.add_argument(
-        "--kept-only", action="store_true", help="the kept ones in order, with their gain over the one before"
-    )
+    show.add_argument("--kept-only", action="store_true", help="the kept ones in order, with their gain over the one before")
     show.add_argument("--json", action="store_true", help="as JSON")
     show.add_argument("--plot", metavar="FILE", help="draw the session into FILE (.png, .svg, .pdf)")
     show.add_argument("--diff", type=int, metavar="N", help="what experiment N changed in train.py")
@@ -405,13 +387,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        say(
-            f"autoresearch: {error.filename or 'the file system'}: {error.strerror}: nothing is lost, mend it and start again"
-        )
+        say(f"autoresearch: {error.filename or 'the file system'}: {error.strerror}: nothing is lost, mend it and start again")
         return NOT_READY
     except Exception:
         traceback.print_exc()
-        say(
-            "autoresearch: this is our own fault; nothing is lost, the next start goes on from here. Please report the lines above"
-        )
+        say("autoresearch: this is our own fault; nothing is lost, the next start goes on from here. Please report the lines above")
         return FAULT

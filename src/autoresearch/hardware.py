@@ -144,8 +144,7 @@ def check_seq_len(n: int) -> None:
     near = [str(x) for x in (below, 2 * below) if MIN_SEQ_LEN <= x <= MAX_SEQ_LEN]
     near = near or [str(MIN_SEQ_LEN if n < MIN_SEQ_LEN else MAX_SEQ_LEN)]
     raise ValueError(
-        f"sequence length {n} won't work: it must be a power of two from {MIN_SEQ_LEN} to {MAX_SEQ_LEN};"
-        f" take {' or '.join(near)}"
+        f"sequence length {n} won't work: it must be a power of two from {MIN_SEQ_LEN} to {MAX_SEQ_LEN}; take {' or '.join(near)}"
     )
 
 
@@ -382,9 +381,7 @@ def _slices(cards: list[_Card], listing: str, header: str) -> list[_Card]:
 
     A slice's memory stands in the header's table of MIG devices; else the "5gb" of its name says it roughly.
     """
-    table = re.findall(
-        r"\|\s*(\d+)\s+\d+\s+\d+\s+(\d+)\s*\|\s*\d+MiB\s*/\s*(\d+)MiB", header.partition("MIG devices")[2]
-    )
+    table = re.findall(r"\|\s*(\d+)\s+\d+\s+\d+\s+(\d+)\s*\|\s*\d+MiB\s*/\s*(\d+)MiB", header.partition("MIG devices")[2])
     memory = {(int(gpu), int(dev)): int(mb) for gpu, dev, mb in table}
     by_index = {card.index: card for card in cards}
     seen: list[_Card] = []
@@ -532,9 +529,7 @@ def readiness(hw: Hardware) -> tuple[bool, list[str]]:
     problems = []
     if not hw.python_ok:
         wanted = ".".join(map(str, MIN_PYTHON))
-        problems.append(
-            f"Python {hw.python_version} is too old: install {wanted} or newer (`uv python install {wanted}`)"
-        )
+        problems.append(f"Python {hw.python_version} is too old: install {wanted} or newer (`uv python install {wanted}`)")
     if not hw.git_ok:
         problems.append("git is not on PATH: install it (https://git-scm.com/downloads)")
     need = WORK_MB if hw.torch_version else INSTALL_MB

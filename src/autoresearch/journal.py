@@ -116,9 +116,7 @@ class Journal:
         try:
             file = (self.root / "lock").open("a+")
         except OSError as error:
-            raise NotReady(
-                f"{self.root} can't be written ({error.strerror}): give it back its write permission or space"
-            ) from None
+            raise NotReady(f"{self.root} can't be written ({error.strerror}): give it back its write permission or space") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -81,9 +81,7 @@ class Lab:
             compile(source, TRAIN, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-            raise NotReady(
-                f"{self.train} is not valid Python ({error}{line}): mend it or 'git checkout -- {TRAIN}'"
-            ) from None
+            raise NotReady(f"{self.train} is not valid Python ({error}{line}): mend it or 'git checkout -- {TRAIN}'") from None
         return source
 
     def constants(self) -> dict[str, Any]:
@@ -92,9 +90,7 @@ class Lab:
         try:
             literals = read_literals(self.read("constants.py"))
         except SyntaxError as error:
-            raise NotReady(
-                f"{path} is not valid Python (line {error.lineno}): 'git checkout -- constants.py'"
-            ) from None
+            raise NotReady(f"{path} is not valid Python (line {error.lineno}): 'git checkout -- constants.py'") from None
         found = {}
         for name, types in CONSTANTS.items():
             if name not in literals:

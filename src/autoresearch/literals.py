@@ -6,6 +6,7 @@ is executed: a right-hand side counts as a literal if it is one, or arithmetic o
 
 import ast
 import hashlib
+import json
 import operator
 import tokenize
 from collections.abc import Callable, Mapping
@@ -105,8 +106,12 @@ def set_literals(source: str, values: Mapping[str, Any]) -> str:
         if literals[name].value == values[name] and type(literals[name].value) is type(values[name]):
             continue  # `2**18` stays as it is written
         begin, end = literals[name].span
-        data = data[:begin] + repr(values[name]).encode() + data[end:]
+        data = data[:begin] + _written(values[name]).encode() + data[end:]
     return data.decode()
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def values(source: str) -> dict[str, Any]:

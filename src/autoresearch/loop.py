@@ -108,9 +108,7 @@ class Loop:
         runner.end_left_over(self.journal.folder(left.n))
         ours = (self.session.record.tag, self.session.record.fingerprint) == (left.session, left.fingerprint)
         if not ours and left.stage in (PROPOSED, COMMITTED, RUNNING):
-            self.view.say(
-                f"#{left.n} of session {left.session} was never measured and belongs to another session: left alone"
-            )
+            self.view.say(f"#{left.n} of session {left.session} was never measured and belongs to another session: left alone")
             self.journal.save(left, stage=ABANDONED)
             return
         self.view.say(f"#{left.n} was left at '{left.stage}': going on from there")
@@ -145,9 +143,7 @@ class Loop:
                     key = check(proposal.source, source, (done.code_key for done in self.session.history()))
                 except SyntaxError as error:
                     if last:  # told once already: now it is an experiment that crashed
-                        return self.propose_by(
-                            self.researcher.name, proposal, "syntax error", context=context, seconds=seconds
-                        )
+                        return self.propose_by(self.researcher.name, proposal, "syntax error", context=context, seconds=seconds)
                     raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
                 return self.propose_by(self.researcher.name, proposal, key, context=context, seconds=seconds)
             except (Refused, ResearcherFailed) as reason:
@@ -227,9 +223,7 @@ class Loop:
             experiment = step(experiment)
             ran = experiment.result.wall_seconds if step == self.measure and experiment.result else 0.0
             overhead = experiment.overhead_seconds + time.monotonic() - began - ran
-            experiment = (
-                self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
-            )
+            experiment = self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
         self.view.settled(experiment)
         return experiment
 
@@ -276,9 +270,7 @@ class Loop:
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
         """No night begins on a train.py that doesn't run."""
         self.journal.save(experiment, stage=ABANDONED, result=result)
-        log = (
-            (self.journal.folder(experiment.n) / "run.log").read_text(errors="replace").replace("\r", "\n").splitlines()
-        )
+        log = (self.journal.folder(experiment.n) / "run.log").read_text(errors="replace").replace("\r", "\n").splitlines()
         tail = "\n  ".join(clean(line) for line in log[-8:])
         self.view.say(f"the end of run.log:\n  {tail}")
         raise NotReady(
@@ -318,9 +310,7 @@ class Loop:
         """One row, once: after a crash the row may be there already."""
         memory = experiment.result.memory_mb if experiment.result else None
         gigabytes = None if memory is None else memory / 1024
-        row = Row(
-            (experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description
-        )
+        row = Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description)
         path = self.session.results_path(experiment.fingerprint)
         written, _ = results.read(path)
         if not any(old.commit == row.commit and old.status == row.status for old in written[-10:]):

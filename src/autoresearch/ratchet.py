@@ -54,9 +54,7 @@ class Ratchet:
     def git_bytes(self, *arguments: str, data: bytes | None = None, env: Mapping[str, str] | None = None) -> bytes:
         options = [word for setting in CONFIG for word in ("-c", setting)]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-        environment |= (
-            IDENTITY | {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | dict(env or {})
-        )
+        environment |= IDENTITY | {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | dict(env or {})
         command = ["git", *options, *arguments]
         try:
             done = subprocess.run(command, cwd=self.root, capture_output=True, env=environment, input=data or b"")

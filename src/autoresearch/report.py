@@ -79,9 +79,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise NotReady(
-            "a plot needs matplotlib: 'uv sync --extra plot', or use scripts/show-results.sh --plot FILE"
-        ) from None
+        raise NotReady("a plot needs matplotlib: 'uv sync --extra plot', or use scripts/show-results.sh --plot FILE") from None
     points = [(number, row) for number, row in enumerate(rows) if row.val_bpb is not None]
     if not points:
         raise NotReady("there is no scored experiment to plot yet")
@@ -94,9 +92,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(10, 5.2), dpi=150)
     discarded = [(number, min(row.val_bpb or 0.0, top)) for number, row in points if not row.kept]
-    axes.scatter(
-        *zip(*discarded, strict=True) if discarded else ([], []), s=22, color="#b8bcc4", label="discarded", zorder=2
-    )
+    axes.scatter(*zip(*discarded, strict=True) if discarded else ([], []), s=22, color="#b8bcc4", label="discarded", zorder=2)
     axes.step(
         [n for n, _ in kept],
         [row.val_bpb or 0.0 for _, row in kept],
@@ -105,9 +101,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         linewidth=2,
         zorder=3,
     )
-    axes.scatter(
-        [n for n, _ in kept], [row.val_bpb or 0.0 for _, row in kept], s=42, color="#2a9d5c", label="kept", zorder=4
-    )
+    axes.scatter([n for n, _ in kept], [row.val_bpb or 0.0 for _, row in kept], s=42, color="#2a9d5c", label="kept", zorder=4)
     if crashed:
         axes.scatter(crashed, [top] * len(crashed), marker="x", color="#d1495b", label="crashed", zorder=3)
     for (number, row), step in zip(kept, gains(rows), strict=True):

@@ -113,9 +113,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     missing = [name for name in ("commit", "val_bpb", "status", "description") if name not in names]
     if missing:
         shown = clean(lines[0])[:60]
-        raise NotReady(
-            f"{path}: line 1 is '{shown}', not the header {' '.join(HEADER)}: move the file away, a new one is begun"
-        )
+        raise NotReady(f"{path}: line 1 is '{shown}', not the header {' '.join(HEADER)}: move the file away, a new one is begun")
     order = {name: index for index, name in enumerate(names)}
     commit, score, status, description = (order[name] for name in ("commit", "val_bpb", "status", "description"))
     memory = order.get(memory_name)

@@ -23,9 +23,7 @@ from autoresearch.results import KEEP
 
 
 class Session:
-    def __init__(
-        self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]) -> None:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
         self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
         self.ratchet = Ratchet(lab.root)
@@ -72,9 +70,7 @@ class Session:
         """Raises NotReady if the GPU or the data is gone: then a crash is not the experiment's."""
         parts = self.record.parts or {}
         if data_fingerprint(self.helpers)[:16] != parts["data"]:
-            raise NotReady(
-                "the prepared data has changed since the session began: run 'uv run prepare.py' and start again"
-            )
+            raise NotReady("the prepared data has changed since the session began: run 'uv run prepare.py' and start again")
         if self.machine.gpu_name:
             found = hardware.probe()
             if found.gpu_name != self.machine.gpu_name:
@@ -113,9 +109,7 @@ class Session:
     def tip(self) -> str:
         tip = self.ratchet.commit_of(f"refs/heads/{self.record.branch}")
         if tip is None:
-            raise NotReady(
-                f"the branch {self.record.branch} is gone: bring it back with 'git branch {self.record.branch} COMMIT'"
-            )
+            raise NotReady(f"the branch {self.record.branch} is gone: bring it back with 'git branch {self.record.branch} COMMIT'")
         return tip
 
     def machine_line(self) -> str:

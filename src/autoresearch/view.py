@@ -54,9 +54,7 @@ class View:
                 self._bar = None
 
     def progress(self, now: Progress) -> None:
-        figures = (
-            f"step {now.step}  loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tok/s  {now.seconds_left:.0f} s left"
-        )
+        figures = f"step {now.step}  loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tok/s  {now.seconds_left:.0f} s left"
         if self._bar is not None:
             self._bar.update(self._task, completed=now.percent, figures=figures)
         elif time.monotonic() - self._shown >= PLAIN_EVERY:
@@ -74,8 +72,6 @@ def outcome(done: Experiment) -> str:
         detail = f" - {done.result.detail}" if done.result and done.result.detail else ""
         return f"#{done.n} crash ({reason}): {done.description}{detail}"
     score = f"{done.val_bpb:.6f}" if done.val_bpb is not None else "—"
-    change = (
-        "" if done.incumbent_bpb is None or done.val_bpb is None else f" ({done.val_bpb - done.incumbent_bpb:+.6f})"
-    )
+    change = "" if done.incumbent_bpb is None or done.val_bpb is None else f" ({done.val_bpb - done.incumbent_bpb:+.6f})"
     mark = "*" if done.status == KEEP else " "
     return f"#{done.n} {mark}{done.status} {score}{change}: {done.description}"

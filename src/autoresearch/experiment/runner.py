@@ -1,9 +1,9 @@
 """Start train.py, watch it, end it, and say what came of it.
 
-train.py runs in a folder of its own beside the session's copies of prepare.py and constants.py, in a process group of its own, without
-standard input, with an environment of a few named variables. Covered: time-outs, hangs, survivors in the process group, floods of
-output. Not covered: a train.py that lies about its score or reads what it should not; its score is believed and labelled
-self-reported.
+train.py runs in a folder of its own beside the session's copies of prepare.py and constants.py, in a process group of its own,
+without standard input, with an environment of a few named variables. Covered: time-outs, hangs, survivors in the process group,
+floods of output. Not covered: a train.py that lies about its score or reads what it should not; its score is believed and
+labelled self-reported.
 """
 
 import contextlib
@@ -109,9 +109,7 @@ def check_disk(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
-        raise NotReady(
-            f"the disk of {folder} is full ({free // 2**20} MB free): free {MIN_FREE_BYTES // 2**20} MB and start again"
-        )
+        raise NotReady(f"the disk of {folder} is full ({free // 2**20} MB free): free {MIN_FREE_BYTES // 2**20} MB and start again")
 
 
 def _lay_out(plan: RunPlan) -> Path:

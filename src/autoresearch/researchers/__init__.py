@@ -61,6 +61,4 @@ def make(spec: str, time_limit: float = DEFAULT_TIME_LIMIT) -> Researcher:
         except ValueError as error:
             raise WrongCall(f"--researcher {spec!r}: {error}") from None
         return Command(words, time_limit)
-    raise WrongCall(
-        f"--researcher {spec}: not one of {', '.join(KNOWN)}; a command needs a space or a slash in it, as './{spec}'"
-    )
+    raise WrongCall(f"--researcher {spec}: not one of {', '.join(KNOWN)}; a command needs a space or a slash in it, as './{spec}'")

@@ -28,9 +28,7 @@ class Command:
         program = Path(self.words[0]).expanduser()
         self.words[0] = str(program.resolve()) if "/" in self.words[0] else self.words[0]
         if shutil.which(self.words[0]) is None:
-            raise WrongCall(
-                f"--researcher: there is no program '{words[0]}' that can be run: check its path and 'chmod +x' it"
-            )
+            raise WrongCall(f"--researcher: there is no program '{words[0]}' that can be run: check its path and 'chmod +x' it")
         self.name = Path(words[0]).name
 
     def propose(self, context: Context) -> Proposal:
@@ -41,17 +39,13 @@ class Command:
         if exit_code != 0:
             last = clean(output.strip().splitlines()[-1])[:200] if output.strip() else "it printed nothing"
             raise ResearcherFailed(f"'{self.name}' ended with exit code {exit_code}: {last}")
-        changed = [
-            name for name, digest in before.items() if digest_of(context.scratch / name) != digest and name != TRAIN
-        ]
+        changed = [name for name, digest in before.items() if digest_of(context.scratch / name) != digest and name != TRAIN]
         if changed:
             raise ResearcherFailed(f"'{self.name}' changed {', '.join(changed)}: only train.py may change")
         source = read_train(context.scratch, self.name)
         description = next((clean(line) for line in output.splitlines() if clean(line)), "")
         if not description:
-            raise ResearcherFailed(
-                f"'{self.name}' printed nothing: the first line of its output must say what it tried"
-            )
+            raise ResearcherFailed(f"'{self.name}' printed nothing: the first line of its output must say what it tried")
         return Proposal(source, description)
 
     def _run(self, context: Context, log: Path) -> int:
@@ -74,9 +68,7 @@ class Command:
                     if context.should_stop and context.should_stop():
                         raise Interrupted("stopped while the researcher was thinking")
                     if time.monotonic() > deadline:
-                        raise ResearcherFailed(
-                            f"'{self.name}' gave no answer in {self.time_limit:.0f} s (--researcher-timeout)"
-                        )
+                        raise ResearcherFailed(f"'{self.name}' gave no answer in {self.time_limit:.0f} s (--researcher-timeout)")
             finally:
                 kill_group(process.pid)
                 process.wait()
