@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,10 +139,10 @@ def test_a_server_that_knows_no_ranges_starts_over(hub: Hub, lab: Lab) -> None:
     assert lab.have()[FIRST] == FILES[FIRST]
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_a_terminal_shows_a_progress_bar(hub: Hub, lab: Lab) -> None:
     hub.faults[LAST] = [Fault(status=401, method="HEAD")]  # one shard is enough to see
     terminal, stderr = os.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))
     process = lab.start(hub.url, stderr=stderr, TERM="xterm")
     os.close(stderr)
     seen = b""

@@ -92,7 +92,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(10, 5.2), dpi=150)
     discarded = [(number, min(row.val_bpb or 0.0, top)) for number, row in points if not row.kept]
-    axes.scatter(*zip(*discarded, strict=True) if discarded else ([], []), s=22, color="#b8bcc4", label="discarded", zorder=2)
+    axes.scatter([n for n, _ in discarded], [y for _, y in discarded], s=22, color="#b8bcc4", label="discarded", zorder=2)
     axes.step(
         [n for n, _ in kept],
         [row.val_bpb or 0.0 for _, row in kept],

@@ -1,0 +1,110 @@
+"""Real sessions by `search` on this machine's profile, and the spread of the baseline beside them.
+
+    uv run python benchmarks/sessions.py [--sessions 3] [--experiments 20] [--time-budget 15] [--baselines 5] [--keep FOLDER]
+
+Each session is a fresh clone of this repository with the loop run in it by its script. Prints one row a session (kept, discarded,
+crashed, first and best val_bpb), the baseline under several seeds, and what the time went to. With --keep the clones stay.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(clone: Path, script: str, *words: str) -> None:
+    subprocess.run(["bash", f"scripts/{script}", *words], cwd=clone, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+
+def new_clone(folder: Path, name: str, budget: int) -> Path:
+    clone = folder / name
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    call(clone, "setup.sh", "--time-budget", str(budget))
+    return clone
+
+
+def session(clone: Path, experiments: int) -> list[dict]:
+    """Run the loop; returns what the journal has of it, and prints its row."""
+    began = time.monotonic()
+    call(clone, "run-loop.sh", "--max", str(experiments))
+    wall = time.monotonic() - began
+    done = [json.loads(line) for line in (clone / ".autoresearch" / "experiments.jsonl").read_text().splitlines()]
+    tried = [each for each in done if not each["baseline"]]
+    count = {status: sum(each["status"] == status for each in tried) for status in ("keep", "discard", "crash")}
+    kept = [each["result"]["val_bpb"] for each in done if each["status"] == "keep"]
+    print(f"| {clone.name} | {count['keep']} | {count['discard']} | {count['crash']} | {kept[0]:.4f} | {min(kept):.4f} | {wall:.0f} |")
+    sys.stdout.flush()
+    for each in done:
+        each["session_wall"] = wall
+    return done
+
+
+def spread(clone: Path, runs: int) -> list[float]:
+    """val_bpb of the unchanged train.py under `runs` seeds."""
+    main = subprocess.run(["git", "rev-list", "--max-count=1", "--grep=^setup:", "HEAD"], cwd=clone, capture_output=True, text=True)
+    subprocess.run(["git", "checkout", "--quiet", main.stdout.strip()], cwd=clone, check=True)
+    scores = []
+    for seed in range(1, runs + 1):
+        command = [str(clone / ".venv" / "bin" / "python"), "train.py"]
+        env = os.environ | {"AUTORESEARCH_SEED": str(seed)}
+        done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=True)
+        scores.append(next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("val_bpb:")))
+    return scores
+
+
+def tell_time(sessions: list[list[dict]]) -> None:
+    """Where the wall time of the sessions went."""
+    done = [each for one in sessions for each in one if each["result"] and each["result"]["val_bpb"]]
+    wall = sum(one[0]["session_wall"] for one in sessions)
+    runs = [each["result"] for each in done]
+    training = sum(run["training_seconds"] for run in runs)
+    startup = sum(run["startup_seconds"] for run in runs)
+    evaluation = sum(run["evaluation_seconds"] for run in runs)
+    around = sum(run["wall_seconds"] for run in runs) - training - startup - evaluation
+    proposing = sum(each["proposal_seconds"] for each in done)
+    harness = [each["overhead_seconds"] for each in done]
+    rest = wall - training - startup - evaluation - around - proposing - sum(harness)
+    parts = {
+        "training": training,
+        "start-up of train.py (imports, model, warm-up)": startup,
+        "evaluation": evaluation,
+        "interpreter start and end, weights on disk": around,
+        "proposing (Optuna)": proposing,
+        "harness (git, files, parsing)": sum(harness),
+        "the rest (environment, start and end of the loop, crashes)": rest,
+    }
+    print(f"\n{len(done)} scored runs, {wall:.0f} s of sessions; not training: {100 * (1 - training / wall):.1f}%")
+    for name, seconds in parts.items():
+        print(f"  {100 * seconds / wall:5.1f}%  {seconds / len(done):6.2f} s a run  {name}")
+    print(f"harness's own part: median {statistics.median(harness):.3f} s, largest {max(harness):.3f} s an experiment")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=3)
+    parser.add_argument("--experiments", type=int, default=20)
+    parser.add_argument("--time-budget", type=int, default=15)
+    parser.add_argument("--baselines", type=int, default=5)
+    parser.add_argument("--keep", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="autoresearch-") as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        print("| session | kept | discarded | crashed | first val_bpb | best val_bpb | seconds |\n|---|---|---|---|---|---|---|")
+        clones = [new_clone(folder, f"session-{number}", arguments.time_budget) for number in range(1, arguments.sessions + 1)]
+        sessions = [session(clone, arguments.experiments) for clone in clones]
+        scores = spread(clones[0], arguments.baselines)
+        shown = ", ".join(f"{score:.4f}" for score in scores)
+        print(f"\n{len(scores)} baselines with other seeds: {shown}; spread {max(scores) - min(scores):.4f}")
+        tell_time(sessions)
+
+
+if __name__ == "__main__":
+    main()
