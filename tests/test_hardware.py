@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import hardware
-from autoresearch.hardware import Hardware, check_seq_len, probe, profile_for, readiness, report, with_seq_len
+from autoresearch import hardware, profiles
+from autoresearch.hardware import Hardware, probe, readiness, report
+from autoresearch.profiles import check_seq_len, profile_for, with_seq_len
 
 HEADER = """\
 Sun Nov 22 03:14:07 2026
@@ -238,7 +239,7 @@ def test_memory_that_cannot_be_told_gets_the_smallest_gpu_profile_and_a_note(smi
     assert (hw.device, hw.vram_mb) == ("cuda", None)
     assert profile_for(hw).name == "gpu-5gb"
     assert any("memory can't be told" in line for line in hardware.notes(hw))
-    assert report(hw, True, [])["vram_mb"] == 0
+    assert report(hw, "cpu", True, [])["vram_mb"] == 0
 
 
 TWO = [
@@ -303,7 +304,7 @@ def test_a_machine_without_a_gpu_is_ready_with_the_cpu_profile(smi: Smi, monkeyp
     monkeypatch.setattr(hardware, "disk_free_mb", lambda path: 50_000)
     hw = smi.probe()
     ready, problems = readiness(hw)
-    said = report(hw, ready, problems)
+    said = report(hw, profile_for(hw).name, ready, problems)
     assert list(said)[:6] == ["gpu_name", "vram_mb", "cuda_version", "python_ok", "uv_ok", "ready"]
     assert [said[key] for key in list(said)[:6]] == [None, 0, None, True, False, True]
     assert said["profile"] == "cpu" and said["problems"] == []
@@ -418,9 +419,9 @@ def test_looking_at_the_machine_imports_nothing_that_is_not_the_standard_library
 # --- profiles ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=list(hardware._SIZE_ROWS))
+@pytest.fixture(params=list(profiles._SIZE_ROWS))
 def profile(request: pytest.FixtureRequest) -> hardware.Profile:
-    return hardware._profile(request.param, "cuda")
+    return profiles._profile(request.param, "cuda")
 
 
 def test_every_profile_holds_together_at_every_length(profile: hardware.Profile) -> None:
@@ -440,7 +441,7 @@ def test_every_profile_holds_together_at_every_length(profile: hardware.Profile)
 
 
 def test_the_table_is_that_of_the_design(smi: Smi) -> None:
-    rows = {name: hardware._profile(name, "cuda") for name in hardware._SIZE_ROWS}
+    rows = {name: profiles._profile(name, "cuda") for name in profiles._SIZE_ROWS}
     assert {name: (p.constants["MAX_SEQ_LEN"], p.constants["EVAL_TOKENS"]) for name, p in rows.items()} == {
         "gpu-70gb": (2048, 20_971_520),
         "gpu-36gb": (1024, 10_485_760),
@@ -453,7 +454,7 @@ def test_the_table_is_that_of_the_design(smi: Smi) -> None:
 
 
 def test_a_length_changes_what_it_must_and_keeps_the_tokens_on_the_device() -> None:
-    large = hardware._profile("gpu-70gb", "cuda")
+    large = profiles._profile("gpu-70gb", "cuda")
     short = with_seq_len(large, 256)
     assert short.constants["EVAL_TOKENS"] == 2_097_152, "not 40 * 524288 with its head replaced"
     assert short.train["DEVICE_BATCH"] == 1024

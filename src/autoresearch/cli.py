@@ -44,10 +44,11 @@ def lab_here() -> Lab:
 
 def command_check(arguments: argparse.Namespace) -> int:
     from autoresearch import hardware
+    from autoresearch.profiles import profile_for
 
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
-    facts = hardware.report(found, ready, problems)
+    facts = hardware.report(found, profile_for(found).name, ready, problems)
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autoresearch.errors import NotReady, WrongCall
-from autoresearch.hardware import Hardware, Profile, profile_for, with_seq_len
+from autoresearch.hardware import Hardware
 from autoresearch.journal import Journal, SessionRecord
 from autoresearch.lab import PROGRAM, TRAIN, Lab
 from autoresearch.literals import read_literals, set_literals
+from autoresearch.profiles import Profile, profile_for, with_seq_len
 from autoresearch.ratchet import PREFIX, Ratchet
 
 
