@@ -84,15 +84,16 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """One run of the working tree's train.py; nothing is logged or committed."""
     from autoresearch.experiment import runner
     from autoresearch.journal import SCORED, TIMED_OUT
-    from autoresearch.lab import data_fingerprint
+    from autoresearch.lab import copy_helpers, data_fingerprint
     from autoresearch.view import View
 
-    data_fingerprint(lab.root)  # tells missing data in one line, before a folder is made
-    view = View()
     journal = lab.journal
+    helpers = copy_helpers(lab, journal / "scratch" / "helpers")
+    data_fingerprint(helpers)  # tells missing data in one line
+    view = View()
     plan = runner.RunPlan(
         source=source,
-        helpers=lab.root,
+        helpers=helpers,
         folder=journal / "scratch" / "run",
         budget=float(lab.constants()["TIME_BUDGET"]),
         caches=journal / "caches",

@@ -41,7 +41,9 @@ class RunResult:
     val_bpb: float | None = None
     memory_mb: float | None = None
     training_seconds: float | None = None
-    total_seconds: float | None = None  # as train.py counts, from its first import
+    startup_seconds: float | None = None  # from train.py's first import to the clock's start
+    evaluation_seconds: float | None = None
+    total_seconds: float | None = None  # from train.py's first import to its summary
     wall_seconds: float = 0.0  # from outside, start of the process to its end
     num_steps: int | None = None
     total_tokens_m: float | None = None

@@ -17,7 +17,7 @@ from typing import Any
 
 from autoresearch.errors import NotReady
 from autoresearch.hardware import Hardware
-from autoresearch.literals import read_literals
+from autoresearch.literals import read_literals, set_literals
 
 TRAIN = "train.py"
 PROGRAM = "program.md"
@@ -120,6 +120,20 @@ def find_lab(start: Path, fallback: str | None = None) -> Lab:
     if fallback and (Path(fallback) / "constants.py").is_file():
         return Lab(Path(fallback).resolve())
     raise NotReady(f"no lab around {start}: a lab is a folder with {', '.join(FILES)}; go into a clone of autoresearch")
+
+
+NAMED_SOURCES = ("fineweb-edu", "climbmix", "stdlib")  # every other DATASET is a folder
+
+
+def copy_helpers(lab: Lab, folder: Path) -> Path:
+    """prepare.py and constants.py as runs get them: apart from the lab's own, and a relative DATASET made absolute."""
+    constants = lab.read("constants.py")
+    dataset = lab.constants()["DATASET"]
+    if dataset not in NAMED_SOURCES:
+        constants = set_literals(constants, {"DATASET": str((lab.root / Path(dataset).expanduser()).resolve())})
+    write_atomically(folder / "prepare.py", lab.read("prepare.py"))
+    write_atomically(folder / "constants.py", constants)
+    return folder
 
 
 def data_fingerprint(copy: Path) -> str:

@@ -12,6 +12,7 @@ from autoresearch.lab import (
     READ_ONLY,
     TRAIN,
     Lab,
+    copy_helpers,
     data_fingerprint,
     differences,
     fingerprint,
@@ -28,7 +29,7 @@ class Session:
         self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
         self.ratchet = Ratchet(lab.root)
         self.constants = lab.constants()
-        self.helpers = self._copy_helpers(journal.session_folder(record.tag))
+        self.helpers = copy_helpers(lab, journal.session_folder(record.tag))
         parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
         self.record = replace(record, fingerprint=fingerprint(parts), parts=parts)
         self._tell_differences(record.parts, parts)
@@ -36,12 +37,6 @@ class Session:
         journal.save_session(self.record)
 
     # -- what its scores depend on -------------------------------------------------------------------------------
-
-    def _copy_helpers(self, folder: Path) -> Path:
-        """The session's own prepare.py and constants.py: runs use these, whatever happens to the lab's."""
-        for name in ("prepare.py", "constants.py"):
-            write_atomically(folder / name, self.lab.read(name))
-        return folder
 
     def _tell_differences(self, before: dict[str, str] | None, parts: dict[str, str]) -> None:
         if before and (changed := differences(before, parts)):

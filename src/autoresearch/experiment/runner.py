@@ -193,6 +193,8 @@ def read_log(log: bytes, exit_code: int, in_time: bool, wall: float) -> RunResul
             val_bpb=score,
             memory_mb=figures.get("peak_vram_mb"),
             training_seconds=figures.get("training_seconds"),
+            startup_seconds=figures.get("startup_seconds"),
+            evaluation_seconds=figures.get("evaluation_seconds"),
             total_seconds=figures.get("total_seconds"),
             wall_seconds=wall,
             num_steps=int(steps) if steps is not None else None,

@@ -30,8 +30,8 @@ from autoresearch.literals import Literal, Value, read_literals, set_literals
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
 
 SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
-# First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a generation:
-# the best of benchmarks/search.py over 20 to 100 trials.
+# First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a
+# generation: the best of benchmarks/search.py over 20 to 100 trials.
 SIGMA = 0.05
 POPULATION = 6
 SMALLEST_POWER = 16  # ints from here on that are powers of two stay powers of two
