@@ -167,7 +167,7 @@ class Run:
             "evaluation_seconds": f"{self._evaluation_seconds:.1f}",
             "score": "self-reported",
         }
-        print("---", *(f"{name + ':':<18}{value}" for name, value in figures.items()), sep="\n", flush=True)
+        print("---", *(f"{name + ':':<17} {value}" for name, value in figures.items()), sep="\n", flush=True)
 
 
 @contextlib.contextmanager
