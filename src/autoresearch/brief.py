@@ -80,11 +80,11 @@ def _incumbent(incumbent: Experiment | None) -> str:
 
 
 def _kept(history: Sequence[Experiment]) -> str:
-    kept = [done for done in history if done.status == KEEP]
-    if len(kept) < 2:
+    kept = [done for done in history if done.status == KEEP and not done.baseline]
+    if not kept:
         return ""
-    lines = [f"{len(kept) - 1} changes were kept. The last {min(KEPT, len(kept) - 1)}:"]
-    for done in kept[1:][-KEPT:]:
+    lines = [f"{len(kept)} changes were kept. The last {min(KEPT, len(kept))}:"]
+    for done in kept[-KEPT:]:
         gain = (done.incumbent_bpb or 0.0) - (done.val_bpb or 0.0)
         lines.append(f"- {-gain:+.6f} {_quoted(done.description)}")
     return "## What worked\n" + "\n".join(lines)

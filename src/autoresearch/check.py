@@ -20,9 +20,12 @@ def check(source: str, incumbent: str, tried: Iterable[str]) -> str:
     if size > MAX_COMPRESSED:
         raise Refused(f"train.py is {size} bytes compressed, {MAX_COMPRESSED} are allowed: make it smaller")
     try:
-        key = code_key(source)
-    except (ValueError, RecursionError) as error:  # null bytes, nesting without end
+        compile(source, "train.py", "exec", dont_inherit=True)
+    except (RecursionError, MemoryError):
+        raise Refused("train.py nests its expressions too deeply for Python: make them shorter") from None
+    except ValueError as error:  # null bytes, in Python 3.11
         raise SyntaxError(str(error)) from None
+    key = code_key(source)
     if key == code_key(incumbent):
         raise Refused("no change: train.py does the same as the incumbent's")
     if key in set(tried):

@@ -7,17 +7,20 @@ call, 70 our own fault, 130 stopped by a person; `run` also 1 for a crash and 2 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from autoresearch import report, results
 from autoresearch.errors import Interrupted, NotReady, WrongCall
-from autoresearch.lab import Lab, find_lab
+from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab
 
 if TYPE_CHECKING:
+    from autoresearch.journal import Journal
+    from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session
     from autoresearch.view import View
 
@@ -27,6 +30,9 @@ BEYOND_BUDGET = {"cuda": 60.0, "mps": 30.0, "cpu": 14.0}
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         raise WrongCall(f"{self.prog}: {message} (see {self.prog} --help)")
 
@@ -72,6 +78,8 @@ def command_setup(arguments: argparse.Namespace) -> int:
 def command_run(arguments: argparse.Namespace) -> int:
     from autoresearch.journal import Journal
 
+    if arguments.record is not None and not arguments.record.strip():
+        raise WrongCall("--record needs a text: what you tried, in one line")
     lab = lab_here()
     source = lab.train_source()
     with Journal(lab).lock():
@@ -83,20 +91,23 @@ def command_run(arguments: argparse.Namespace) -> int:
 def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """One run of the working tree's train.py; nothing is logged or committed."""
     from autoresearch.experiment import runner
-    from autoresearch.journal import SCORED, TIMED_OUT
+    from autoresearch.journal import SCORED, TIMED_OUT, Journal
     from autoresearch.lab import copy_helpers, data_fingerprint
     from autoresearch.view import View
 
-    journal = lab.journal
-    helpers = copy_helpers(lab, journal / "scratch" / "helpers")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the run does not outlive us
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    journal = Journal(lab)
+    helpers = copy_helpers(lab, journal.root / "scratch" / "helpers")
     data_fingerprint(helpers)  # tells missing data in one line
     view = View()
     plan = runner.RunPlan(
         source=source,
         helpers=helpers,
-        folder=journal / "scratch" / "run",
+        folder=journal.by_hand,
         budget=float(lab.constants()["TIME_BUDGET"]),
-        caches=journal / "caches",
+        caches=journal.root / "caches",
         allowance=arguments.allowance,
     )
     try:
@@ -117,17 +128,12 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
     from autoresearch.journal import TIMED_OUT
-    from autoresearch.lab import TRAIN
     from autoresearch.loop import Loop, Stop
     from autoresearch.researchers import make
-    from autoresearch.setup import check_clean
     from autoresearch.view import View
 
-    if not arguments.record.strip():
-        raise WrongCall("--record needs a text: what you tried, in one line")
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
-    check_clean(session.ratchet, allowed=("program.md", TRAIN))
     loop = Loop(session, make("search"), view, Stop(view), arguments.allowance)
     done = loop.record(source, arguments.record)
     if done is None:
@@ -156,9 +162,9 @@ def command_loop(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         return _detach(lab)
     view = View()
-    stop = Stop(view)
     with Journal(lab).lock():
         session = _open_session(lab, arguments, view)
+        stop = Stop(view)
         say(_estimate(session, arguments.max))
         try:
             Loop(session, researcher, view, stop, arguments.allowance).run(arguments.max)
@@ -173,26 +179,42 @@ def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed
 
     from autoresearch import hardware
     from autoresearch.journal import Journal
-    from autoresearch.ratchet import PREFIX, Ratchet
-    from autoresearch.session import Session
+    from autoresearch.ratchet import Ratchet
+    from autoresearch.session import Session, gone
     from autoresearch.setup import Wishes, check_clean, setup, tag_of
 
     ratchet, journal, machine = Ratchet(lab.root), Journal(lab), hardware.probe()
     ready, problems = hardware.readiness(machine)
     if not ready:
         raise NotReady("; ".join(problems))
-    ratchet.check_repository()
-    record = journal.session(tag_of(ratchet, arguments.tag))
+    results.read(lab.results)  # a foreign header stops us before anything has changed
+    tag = tag_of(ratchet, arguments.tag)
+    record = journal.session(tag)
     here = record is not None and ratchet.branch() == record.branch
+    if record and here and not ratchet.commit_of(f"refs/heads/{record.branch}"):
+        raise gone(record, journal)
+    ratchet.check_repository()
+    lab.train_source()
     if record is None or not record.profile or not here:
-        if allowed:
-            check_clean(ratchet)  # `--record` in a fresh clone: the edit can't be told from the profile's literals
-        record = setup(lab, machine, Wishes(tag=arguments.tag), say)
-    check_clean(ratchet, ("program.md", *allowed))
+        if allowed and ratchet.changed_files():  # the edit would be taken for the profile's literals
+            way_out = "'git stash', 'bash scripts/setup.sh', 'git stash pop', then record again"
+            raise NotReady(f"the lab is not set up on this branch and has uncommitted changes: {way_out}")
+        record = setup(lab, machine, Wishes(tag=tag), say)
+    elif _edited_by_us(lab, journal, ratchet):
+        allowed = (TRAIN,)
+    check_clean(ratchet, (PROGRAM, *allowed))
     if title := getattr(arguments, "desc", None):
         record = replace(record, title=results.clean(title))
-    assert record.branch == PREFIX + record.tag
     return Session(lab, journal, record, machine, view.say)
+
+
+def _edited_by_us(lab: Lab, journal: "Journal", ratchet: "Ratchet") -> bool:
+    """Whether train.py differs from the branch's only because a turn was cut off: recovery then puts it right."""
+    left = journal.unfinished()
+    if left is None:
+        return False
+    parent = ratchet.show(left.parent, TRAIN).encode() if left.parent else b""
+    return lab.train.read_bytes() in (parent, (journal.folder(left.n) / TRAIN).read_bytes())
 
 
 def _estimate(session: "Session", limit: int) -> str:
@@ -203,9 +225,9 @@ def _estimate(session: "Session", limit: int) -> str:
     runs = limit + (session.incumbent() is None)
     if limit == 0:
         return f"experiments until you stop with Ctrl-C, about {each:.0f} s each ({budget:.0f} s of training)"
-    extra = " and the baseline" if runs > limit else ""
-    minutes = runs * each / 60
-    return f"{limit} experiments{extra}, about {each:.0f} s each ({budget:.0f} s of training): about {minutes:.0f} minutes in all"
+    what = f"{limit} experiment{'s' if limit > 1 else ''}{' and the baseline' if runs > limit else ''}"
+    whole = f"{runs * each / 60:.0f} minutes" if runs * each >= 120 else f"{runs * each:.0f} s"
+    return f"{what}, about {each:.0f} s each ({budget:.0f} s of training): about {whole} in all"
 
 
 def _end(session: "Session") -> None:
@@ -265,7 +287,8 @@ def command_results(arguments: argparse.Namespace) -> int:
 
 def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
     """`--diff N`: what experiment N changed. `--restore N`: its train.py into the working tree, for you to look at or commit."""
-    from autoresearch.lab import TRAIN, write_atomically
+    from autoresearch.journal import Journal
+    from autoresearch.lab import write_atomically
 
     number = arguments.diff if arguments.diff is not None else arguments.restore
     folder = lab.journal / "runs" / str(number)
@@ -277,9 +300,10 @@ def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
         return 0
     from autoresearch.ratchet import Ratchet
 
-    if TRAIN in Ratchet(lab.root).changed_files():
-        raise NotReady(f"train.py has uncommitted changes: commit them, or 'git checkout -- {TRAIN}', then restore again")
-    write_atomically(lab.train, (folder / TRAIN).read_bytes())
+    with Journal(lab).lock():  # a loop that is at work would stop over a changed train.py
+        if TRAIN in Ratchet(lab.root).changed_files():
+            raise NotReady(f"train.py has uncommitted changes: commit them, or 'git checkout -- {TRAIN}', then restore again")
+        write_atomically(lab.train, (folder / TRAIN).read_bytes())
     say(f"train.py is now that of experiment {number}; keep it with 'git commit -am', or go back with 'git checkout -- {TRAIN}'")
     return 0
 
@@ -389,7 +413,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        say(f"autoresearch: {error.filename or 'the file system'}: {error.strerror}: nothing is lost, mend it and start again")
+        what = f"{error.filename or 'the file system'}: {error.strerror or error}"
+        say(f"autoresearch: {what}: nothing is lost, mend it and start again")
         return NOT_READY
     except Exception:
         traceback.print_exc()

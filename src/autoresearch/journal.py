@@ -81,6 +81,14 @@ class Experiment:
         return self.result.val_bpb if self.result else None
 
     @classmethod
+    def from_json(cls, text: bytes) -> "Experiment | None":
+        """None for what a dying machine left half written."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Experiment":
         known = {each.name for each in fields(cls)}
         kept = {name: value for name, value in data.items() if name in known}
@@ -153,7 +161,7 @@ class Journal:
     def session(self, tag: str) -> SessionRecord | None:
         try:
             data = json.loads((self.session_folder(tag) / "session.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             return None
         known = {each.name for each in fields(SessionRecord)}
         return SessionRecord(**{name: value for name, value in data.items() if name in known})
@@ -163,6 +171,11 @@ class Journal:
         write_atomically(self.session_folder(record.tag) / "session.json", json.dumps(asdict(record), indent=1) + "\n")
 
     # -- experiments ---------------------------------------------------------------------------------------------
+
+    @property
+    def by_hand(self) -> Path:
+        """The folder of a run that is no experiment."""
+        return self.root / "scratch" / "run"
 
     def folder(self, n: int) -> Path:
         return self.root / "runs" / str(n)
@@ -185,9 +198,9 @@ class Journal:
         if self._settled is None:
             self._settled = []
             with contextlib.suppress(FileNotFoundError):
-                for line in (self.root / "experiments.jsonl").read_text().splitlines():
-                    with contextlib.suppress(json.JSONDecodeError):  # a line cut by a crash is written again by recover
-                        self._settled.append(Experiment.from_dict(json.loads(line)))
+                for line in (self.root / "experiments.jsonl").read_bytes().split(b"\n"):
+                    if done := Experiment.from_json(line):  # a line cut by a crash is written again by `unfinished`
+                        self._settled.append(done)
         return self._settled
 
     def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
@@ -208,9 +221,9 @@ class Journal:
         n = self.settled()[-1].n if self.settled() else 0
         while self.folder(n + 1).exists():
             n += 1
-            try:
-                experiment = Experiment.from_dict(json.loads((self.folder(n) / "state.json").read_text()))
-            except (FileNotFoundError, json.JSONDecodeError):
+            state = self.folder(n) / "state.json"
+            experiment = Experiment.from_json(state.read_bytes()) if state.exists() else None
+            if experiment is None:
                 continue  # the process died before the first state was written
             if experiment.stage == SETTLED:
                 self.settle(experiment)  # its line in experiments.jsonl was cut

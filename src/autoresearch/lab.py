@@ -79,7 +79,7 @@ class Lab:
         source = self.read(TRAIN)
         try:
             compile(source, TRAIN, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise NotReady(f"{self.train} is not valid Python ({error}{line}): mend it or 'git checkout -- {TRAIN}'") from None
         return source
@@ -143,7 +143,7 @@ def data_fingerprint(copy: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]
-        raise NotReady(lines[-1])
+        raise NotReady(lines[-1].removeprefix("prepare.NotReady: "))
     return done.stdout.strip()
 
 

@@ -7,9 +7,11 @@ is executed: a right-hand side counts as a literal if it is one, or arithmetic o
 import ast
 import hashlib
 import json
+import math
 import operator
 import tokenize
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 Value = int | float | bool | str
 
 MAX_EXPONENT = 64  # 2**64 is the largest power that a literal needs; more would only burn time and memory
+MAX_BITS = 4096  # of a whole number, also in a tower of small powers
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Literal:
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > MAX_EXPONENT:
         raise ValueError("exponent too large")
-    return base**exponent
+    result = base**exponent
+    if isinstance(result, complex):
+        raise ValueError("root of a negative number")
+    return result
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -52,47 +58,88 @@ def evaluate(node: ast.expr) -> Any:
         if not (isinstance(left, int | float) and isinstance(right, int | float)):
             raise ValueError("arithmetic on something that is no number")
         try:
-            return _BINARY[type(node.op)](left, right)
+            return _bounded(_BINARY[type(node.op)](left, right))
         except (ArithmeticError, TypeError) as error:
             raise ValueError(str(error)) from error
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = evaluate(node.operand)
         if isinstance(value, int | float):
             return -value
-    return ast.literal_eval(node)
+    return _bounded(ast.literal_eval(node))
+
+
+def _bounded(value: Any) -> Any:
+    """The value. Raises ValueError for a number that couldn't be written down again."""
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError("number too large")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("no finite number")
+    return value
+
+
+def parse(source: str) -> ast.Module:
+    """The syntax tree. Raises SyntaxError, also for null bytes and for nesting beyond what Python's own parser can hold."""
+    try:
+        return ast.parse(source)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "nested too deeply") from None
 
 
 def _comments(source: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    """The comments of a file that parses, by line."""
+    tokens = tokenize.generate_tokens(StringIO(source, newline=None).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
 def read_literals(source: str) -> dict[str, Literal]:
-    """ALL_CAPS names that the module assigns exactly once at its top level. Raises SyntaxError."""
+    """ALL_CAPS names that the module binds exactly once, at its top level, to a literal. Raises SyntaxError."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    tree = parse(source)
     comments = _comments(source)
-    found: dict[str, list[Literal | None]] = {}
-    for node in ast.parse(source).body:
+    bound = Counter(_bindings(tree))
+    found: dict[str, Literal] = {}
+    for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target, value = node.targets[0], node.value
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             target, value = node.target, node.value
         else:
             continue
-        if not isinstance(target, ast.Name) or not target.id.isupper():
+        if not isinstance(target, ast.Name) or not target.id.isupper() or bound[target.id] > 1:
             continue
-        literal = None
         try:
             begin = starts[value.lineno - 1] + value.col_offset
             end = starts[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0)
             comment = comments.get(value.end_lineno or value.lineno, "")
-            literal = Literal(target.id, evaluate(value), node.lineno, comment, (begin, end))
-        except ValueError:
-            pass
-        found.setdefault(target.id, []).append(literal)
-    return {name: each[0] for name, each in found.items() if len(each) == 1 and each[0] is not None}
+            found[target.id] = Literal(target.id, evaluate(value), node.lineno, comment, (begin, end))
+        except (ValueError, TypeError, RecursionError):
+            continue
+    return found
+
+
+def _bindings(module: ast.Module) -> Iterator[str]:
+    """Every name that the module's own code binds, as often as it does: `LR *= 2` or an `if` around it counts too."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield node.name  # what it binds inside is its own, but for `global`
+                for inner in ast.walk(node):
+                    if isinstance(inner, ast.Global):
+                        yield from inner.names
+                continue
+            case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                continue
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                yield name
+            case ast.alias():
+                yield (node.asname or node.name).partition(".")[0]
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name
+        waiting += ast.iter_child_nodes(node)
 
 
 def set_literals(source: str, values: Mapping[str, Any]) -> str:
@@ -111,27 +158,40 @@ def set_literals(source: str, values: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else repr(value)  # a path may hold bytes that are no text
 
 
-def values(source: str) -> dict[str, Any]:
-    return {name: literal.value for name, literal in read_literals(source).items()}
+def values(source: str) -> dict[str, Value]:
+    """The plain ones among the literals: numbers, truth values and strings, which JSON can hold. Raises SyntaxError."""
+    return {name: each.value for name, each in read_literals(source).items() if isinstance(each.value, int | float | bool | str)}
 
 
 def code_key(source: str) -> str:
-    """The same for two files that differ only in comments, spacing or how a number is written. Raises SyntaxError."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0] = ast.Pass()
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            try:
-                node.value = ast.Constant(evaluate(node.value))
-            except (ValueError, TypeError):
-                continue
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    """The same for two files that differ only in comments, docstrings, spacing or how a number is written. Raises SyntaxError."""
+    tree = parse(source)
+    try:
+        meaning = ast.dump(_Plain().visit(tree))
+    except RecursionError:  # a sum of a thousand terms; then the text itself has to do
+        meaning = source
+    return hashlib.sha256(meaning.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+class _Plain(ast.NodeTransformer):
+    """The code without statements that do nothing, each number written as one."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_Pass(self, node: ast.Pass) -> None:
+        return None
+
+    def _number(self, node: ast.expr) -> ast.AST:
+        try:
+            return ast.Constant(evaluate(node))
+        except (ValueError, TypeError):
+            return self.generic_visit(node)
+
+    visit_BinOp = visit_UnaryOp = _number

@@ -4,6 +4,7 @@ An experiment goes through its stages one by one, and its state is on disk befor
 a fresh experiment and for one that a dead process left behind: `finish` carries it from the stage it has reached to the end.
 """
 
+import contextlib
 import shutil
 import signal
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from autoresearch import brief, results
 from autoresearch.check import Refused, check
-from autoresearch.errors import NotReady
+from autoresearch.errors import Interrupted, NotReady
 from autoresearch.experiment import runner
 from autoresearch.journal import (
     ABANDONED,
@@ -38,6 +39,7 @@ from autoresearch.view import View
 
 BARREN = 3  # proposals in a row that end without an experiment before the loop gives up on the researcher
 HAND = "hand"  # the researcher of `run --record`: whoever edited train.py in the working tree
+NO_KEY = "syntax error"  # instead of a code key: what can't be read can't be compared
 
 
 class Stop:
@@ -48,14 +50,14 @@ class Stop:
         self.view = view
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._terminate)
-        signal.signal(signal.SIGHUP, self._terminate)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` is meant
+            signal.signal(signal.SIGHUP, self._terminate)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            self.now = True
-        else:
-            self.view.say("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
-        self.asked = True
+        self.now, self.asked = self.asked, True
+        if not self.now:
+            with contextlib.suppress(RuntimeError):  # it came in the middle of another line
+                self.view.say("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = self.now = True
@@ -71,62 +73,79 @@ class Loop:
 
     def run(self, limit: int) -> None:
         """`limit` further experiments; 0: until stopped. The baseline is extra."""
-        self.recover()
-        self.begin()
-        done = barren = 0
-        while not self.stop.asked and (limit == 0 or done < limit):
-            self.commit_program()
-            self.session.check_tree()
-            experiment = self.propose()
-            if experiment:
-                self.finish(experiment)
-                done, barren = done + 1, 0
-            elif (barren := barren + 1) == BARREN:
-                raise NotReady(f"'{self.researcher.name}' made no usable proposal {BARREN} times in a row, see above")
-        self.snapshot()
+        try:
+            self.recover()
+            done = barren = 0
+            while not self.stop.asked and (limit == 0 or done < limit):
+                self.session.check_tree()
+                if self.begin():
+                    continue
+                experiment = self.propose()
+                if experiment:
+                    self.finish(experiment)
+                    done, barren = done + 1, 0
+                elif (barren := barren + 1) == BARREN:
+                    raise NotReady(f"'{self.researcher.name}' made no usable proposal {BARREN} times in a row, see above")
+        finally:
+            with contextlib.suppress(NotReady, OSError):  # it ends for a reason of its own, which is the one to tell
+                self.snapshot()
 
     def record(self, source: str, description: str) -> Experiment | None:
         """One whole turn for a train.py that somebody edited by hand. None if there was only the baseline to run."""
-        self.recover()
-        had_incumbent = self.session.incumbent() is not None
-        self.begin()
+        left = self.recover()
+        if left and left.researcher == HAND and self.source_of(left) == source:
+            return left  # this very turn, which was interrupted before
+        if self.session.incumbent() is None and code_key(source) == code_key(self.incumbent_source()):
+            self.begin()
+            return None
         try:
             key = check(source, self.incumbent_source(), (done.code_key for done in self.session.history()))
-        except Refused as refusal:
-            if not had_incumbent and "no change" in str(refusal):
-                return None
+        except (Refused, SyntaxError) as refusal:
             raise NotReady(f"not run: {refusal}") from None
-        return self.finish(self.propose_by(HAND, Proposal(source, description), key))
+        self.begin()
+        if self.stop.asked:
+            raise Interrupted("stopped after the baseline; train.py is as you left it")
+        done = self.finish(self.propose_by(HAND, Proposal(source, description), key))
+        self.snapshot()
+        return done
 
     # -- recover -------------------------------------------------------------------------------------------------
 
-    def recover(self) -> None:
-        """Finish what the last process left, whatever it was ended by."""
+    def recover(self) -> Experiment | None:
+        """Finish what the last process left, whatever it was ended by. Returns the experiment that came to its end so."""
+        runner.end_left_over(self.journal.by_hand)
         left = self.journal.unfinished()
         if left is None:
-            return
+            return None
         runner.end_left_over(self.journal.folder(left.n))
         ours = (self.session.record.tag, self.session.record.fingerprint) == (left.session, left.fingerprint)
         if not ours and left.stage in (PROPOSED, COMMITTED, RUNNING):
-            self.view.say(f"#{left.n} of session {left.session} was never measured and belongs to another session: left alone")
+            self.view.say(f"#{left.n} of session {left.session} was never measured and belongs to other conditions: left alone")
             self.journal.save(left, stage=ABANDONED)
-            return
+            return None
         self.view.say(f"#{left.n} was left at '{left.stage}': going on from there")
-        self.finish(left)
+        return self.finish(left)
 
-    def begin(self) -> None:
-        """Run the baseline if this session has no incumbent yet."""
+    def begin(self) -> bool:
+        """Run the baseline if the branch's train.py has none yet; True if so."""
         self.commit_program()
-        if self.session.incumbent() is None:
-            source = self.ratchet.show(self.session.tip(), TRAIN)
-            self.finish(self.propose_by("", Proposal(source, "baseline"), code_key(source), baseline=True))
+        if self.session.incumbent():
+            return False
+        source = self.incumbent_source()
+        try:
+            key = code_key(source)
+        except SyntaxError as error:
+            raise NotReady(f"{TRAIN} as committed is not valid Python ({error}): mend it and commit") from None
+        self.finish(self.propose_by("", Proposal(source, "baseline"), key, baseline=True))
+        return True
 
     def commit_program(self) -> None:
         """A person may edit program.md at any time; what the researchers were told stays in the history."""
+        tip = self.session.tip()
         if PROGRAM in self.ratchet.changed_files():
-            text = self.lab.read(PROGRAM)
-            commit = self.ratchet.commit(self.session.tip(), {PROGRAM: text}, "program.md: changed by its author\n")
-            self.ratchet.advance(self.session.record.branch, commit, (PROGRAM,))
+            commit = self.ratchet.commit(tip, {PROGRAM: self.lab.read(PROGRAM)}, "program.md: changed by its author\n")
+            self.ratchet.git("reset", "--quiet", commit, "--", PROGRAM)  # the index alone: they may be writing on
+            self.ratchet.git("update-ref", f"refs/heads/{self.session.record.branch}", commit)
 
     # -- propose, check ------------------------------------------------------------------------------------------
 
@@ -143,7 +162,7 @@ class Loop:
                     key = check(proposal.source, source, (done.code_key for done in self.session.history()))
                 except SyntaxError as error:
                     if last:  # told once already: now it is an experiment that crashed
-                        return self.propose_by(self.researcher.name, proposal, "syntax error", context=context, seconds=seconds)
+                        return self.propose_by(self.researcher.name, proposal, NO_KEY, context=context, seconds=seconds)
                     raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
                 return self.propose_by(self.researcher.name, proposal, key, context=context, seconds=seconds)
             except (Refused, ResearcherFailed) as reason:
@@ -184,10 +203,6 @@ class Loop:
             write_atomically(folder / "brief.md", context.brief)
             if (log := context.scratch.parent / "researcher.log").exists():
                 log.replace(folder / "researcher.log")
-        try:
-            literals = values(proposal.source)
-        except SyntaxError:
-            literals = {}
         return self.journal.save(
             Experiment(
                 n=n,
@@ -200,7 +215,7 @@ class Loop:
                 started=now(),
                 seed=runner.DEFAULT_SEED,
                 baseline=baseline,
-                literals=literals,
+                literals={} if key == NO_KEY else values(proposal.source),
                 details=proposal.details,
                 proposal_seconds=seconds,
             )
@@ -228,13 +243,20 @@ class Loop:
         return experiment
 
     def source_of(self, experiment: Experiment) -> str:
-        return (self.journal.folder(experiment.n) / TRAIN).read_text(encoding="utf-8")
+        return (self.journal.folder(experiment.n) / TRAIN).read_bytes().decode()
+
+    def commit_on(self, tip: str, experiment: Experiment, subject: str) -> str:
+        """The experiment's train.py on top of `tip`, reachable for good. No two experiments have the same commit."""
+        name = f"refs/autoresearch/{experiment.session}/{experiment.n}"
+        files = {} if experiment.baseline else {TRAIN: self.source_of(experiment)}
+        commit = self.ratchet.commit(tip, files, f"{subject}\n\n{name}\n")
+        self.ratchet.remember(experiment.session, str(experiment.n), commit)
+        return commit
 
     def commit(self, experiment: Experiment) -> Experiment:
-        """The proposal as a commit of its own, reachable for good; the branch stays where it is."""
+        """The proposal as a commit of its own; the branch stays where it is."""
         tip = self.session.tip()
-        commit = self.ratchet.commit(tip, {TRAIN: self.source_of(experiment)}, experiment.description + "\n")
-        self.ratchet.remember(experiment.session, str(experiment.n), commit)
+        commit = self.commit_on(tip, experiment, experiment.description)
         patch = self.ratchet.git("diff", tip, commit, "--", TRAIN)
         write_atomically(self.journal.folder(experiment.n) / "patch", patch + "\n")
         return self.journal.save(experiment, stage=COMMITTED, commit=commit, parent=tip)
@@ -245,7 +267,7 @@ class Loop:
         source = self.source_of(experiment)
         try:
             compile(source, TRAIN, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
             return self.journal.save(experiment, stage=MEASURED, result=result)
         plan = runner.RunPlan(
@@ -292,8 +314,7 @@ class Loop:
         if status == KEEP:
             change = "" if before is None else f" ({(experiment.val_bpb or 0.0) - before:+.6f})"
             subject = f"val_bpb {experiment.val_bpb:.6f}{change}: {description}"
-            commit = self.ratchet.commit(tip, {TRAIN: self.source_of(experiment)}, subject + "\n")
-            self.ratchet.remember(experiment.session, str(experiment.n), commit)
+            commit = self.commit_on(tip, experiment, subject)
         changes: dict[str, Any] = {
             "status": status,
             "commit": commit,
@@ -303,8 +324,7 @@ class Loop:
         return self.journal.save(experiment, stage=JUDGED, **changes)
 
     def branch_tip(self, experiment: Experiment) -> str:
-        tip = self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}")
-        return tip or self.session.tip()
+        return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent or ""
 
     def write_row(self, experiment: Experiment) -> Experiment:
         """One row, once: after a crash the row may be there already."""
@@ -320,17 +340,33 @@ class Loop:
     def settle(self, experiment: Experiment) -> Experiment:
         """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
         branch = f"autoresearch/{experiment.session}"
-        if experiment.status == KEEP:
+        if experiment.status == KEEP and experiment.baseline:  # the same train.py: only the commit's subject is new
+            self.ratchet.git("update-ref", f"refs/heads/{branch}", experiment.commit or "")
+        elif experiment.status == KEEP:
+            self.set_aside(experiment)
             self.ratchet.advance(branch, experiment.commit or "", (TRAIN,))
         else:
-            (self.journal.folder(experiment.n) / "model.safetensors").unlink(missing_ok=True)
+            (self.journal.folder(experiment.n) / runner.WEIGHTS).unlink(missing_ok=True)
             if experiment.researcher == HAND and self.ratchet.branch() == branch:
+                self.set_aside(experiment)
                 self.ratchet.restore("HEAD", (TRAIN,))
         return self.journal.settle(experiment, settled=now())
+
+    def set_aside(self, experiment: Experiment) -> None:
+        """train.py in the working tree is about to be replaced: what a person wrote there during the run is not lost."""
+        if not self.lab.train.is_file():
+            return
+        found = self.lab.train.read_bytes()
+        known = [self.source_of(experiment), self.ratchet.show(experiment.parent or "", TRAIN)]
+        if found not in [text.encode() for text in known]:
+            copy = self.journal.folder(experiment.n) / "train.py.edited"
+            write_atomically(copy, found)
+            self.view.say(f"train.py was edited during the run and is replaced now; the edit is kept in {copy}")
 
     def snapshot(self) -> None:
         """results.tsv and program.md as they are at the session's end, reachable beside its experiments."""
         if self.lab.results.exists():
-            files = {"results.tsv": self.lab.results.read_text(encoding="utf-8"), PROGRAM: self.lab.read(PROGRAM)}
+            rows = self.lab.results.read_bytes().decode(errors="replace")
+            files = {"results.tsv": rows, PROGRAM: self.lab.read(PROGRAM)}
             commit = self.ratchet.commit(self.session.tip(), files, f"results of session {self.session.record.tag}\n")
             self.ratchet.remember(self.session.record.tag, "results", commit)

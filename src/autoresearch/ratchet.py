@@ -27,15 +27,27 @@ CONFIG = (
     "core.fsmonitor=false",
     "gc.auto=0",
     "core.quotePath=false",
+    "color.ui=false",
+    "diff.noprefix=false",
+    "diff.mnemonicPrefix=false",
+    "diff.relative=false",
+    "i18n.commitEncoding=utf-8",
 )
-# Variables with which a caller's git could lead ours to another repository.
+# Variables with which a caller's git (a hook, an alias) would lead ours to another repository or change what it prints.
 FOREIGN = (
     "GIT_DIR",
+    "GIT_COMMON_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
     "GIT_OBJECT_DIRECTORY",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_QUARANTINE_PATH",
+    "GIT_NAMESPACE",
     "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_AUTHOR_DATE",
+    "GIT_COMMITTER_DATE",
+    "GIT_EXTERNAL_DIFF",
 )
 
 
@@ -55,6 +67,8 @@ class Ratchet:
         options = [word for setting in CONFIG for word in ("-c", setting)]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         environment |= IDENTITY | {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"} | dict(env or {})
+        if arguments[0] == "diff":
+            arguments = ("diff", "--no-ext-diff", "--no-textconv", *arguments[1:])
         command = ["git", *options, *arguments]
         try:
             done = subprocess.run(command, cwd=self.root, capture_output=True, env=environment, input=data or b"")
@@ -62,7 +76,8 @@ class Ratchet:
             raise NotReady("git is not installed: install it with your system's packages") from None
         if done.returncode != 0:
             words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise GitError(f"git {' '.join(arguments[:2])} in {self.root}: {words[-1]}")
+            reason = next((line for line in words if line.startswith(("fatal:", "error:"))), words[-1])  # advice follows it
+            raise GitError(f"git {' '.join(arguments[:2])} in {self.root}: {reason}")
         return done.stdout
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -133,15 +148,18 @@ class Ratchet:
         with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             self.git("read-tree", parent, env=index)
+            modes = self._modes(parent)
             for path, text in files.items():
                 blob = self.git("hash-object", "-w", "--stdin", data=text.encode())
-                self.git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=index)
+                entry = f"{modes.get(path, '100644')},{blob},{path}"
+                self.git("update-index", "--add", "--cacheinfo", entry, env=index)
             tree = self.git("write-tree", env=index)
         return self.git("commit-tree", tree, "-p", parent, "-F", "-", data=message.encode())
 
-    def reworded(self, commit: str, message: str) -> str:
-        """The same commit under another message."""
-        return self.git("commit-tree", f"{commit}^{{tree}}", "-p", f"{commit}^", "-F", "-", data=message.encode())
+    def _modes(self, commit: str) -> dict[str, str]:
+        """Which files of the top folder are executable: they stay so."""
+        entries = (line.split("\t", 1) for line in self.git("ls-tree", commit).splitlines())
+        return {name: "100755" for facts, name in entries if facts.startswith("100755")}
 
     def remember(self, session: str, name: str, commit: str) -> None:
         """Make `commit` reachable for good as refs/autoresearch/<session>/<name>."""

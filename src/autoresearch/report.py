@@ -1,13 +1,15 @@
 """The report on results.tsv: the session's summary, its kept steps, JSON, and a plot. Standard library but for the plot."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoresearch.errors import NotReady
+from autoresearch.errors import NotReady, WrongCall
 from autoresearch.results import CRASH, Gain, Row, gains, summarize
 
 WIDTH = 100  # columns of a line; longer descriptions are cut
+PLOT_KINDS = (".png", ".svg", ".pdf")
 
 
 def text(rows: Sequence[Row], top: int, kept_only: bool) -> str:
@@ -55,7 +57,8 @@ def as_dict(rows: Sequence[Row], top: int, kept_only: bool) -> dict[str, Any]:
         "improvements": summary.improvements,
         "crashes": summary.crashes,
         "started": summary.started,
-        "best": _row(summary.best, None) if summary.best else None,
+        "best": _row(summary.best, steps.get(id(summary.best))) if summary.best else None,
+        "top_improvements": [_row(step.row, step.gain) for step in summary.top],
         "rows": [_row(row, steps.get(id(row))) for row in shown],
     }
 
@@ -72,7 +75,12 @@ def _row(row: Row, gain: float | None) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Every experiment a point, the kept ones the falling line. The ending of `path` chooses PNG, SVG or PDF. Raises NotReady."""
+    """Every experiment a point, the kept ones the falling line. The ending of `path` chooses PNG, SVG or PDF.
+
+    Raises WrongCall for another ending, NotReady without matplotlib or without anything to draw.
+    """
+    if path.suffix.lower() not in PLOT_KINDS:
+        raise WrongCall(f"--plot {path}: the name must end in {', '.join(PLOT_KINDS)}")
     try:
         import matplotlib
 
@@ -114,16 +122,19 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
             fontsize=7.5,
             rotation=16,
             color="#333333",
+            parse_math=False,  # a dollar in a description is a dollar
         )
     axes.set_ylim(best - 0.12 * (top - best), top + 0.06 * (top - best))
     axes.margins(x=0.08)
     axes.set_xlabel("experiment")
     axes.set_ylabel("val_bpb (lower is better)")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=11, parse_math=False)
     axes.grid(alpha=0.25)
     axes.legend(loc="upper right", frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
+        figure.tight_layout()
+        figure.savefig(path)
     pyplot.close(figure)

@@ -4,6 +4,7 @@ Written by a single append and fsync. Read with tolerance for what other tools o
 it is, never its number.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,13 @@ from autoresearch.errors import NotReady
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 KEEP, DISCARD, CRASH = "keep", "discard", "crash"
 MAX_DESCRIPTION = 300  # characters; more makes a table unreadable
+MAX_HEADER = 4096  # bytes
 
 # Numbers that other tools write where there was no score.
 NO_SCORE = {"crash", "—", "-", "", "n/a", "nan", "none", "inf"}
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+# What could move the cursor, colour a terminal or turn the direction of text; lone surrogates can't be written at all.
+ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -36,36 +40,50 @@ class Row:
 
 def clean(description: str) -> str:
     """One line without control characters, direction marks or escape codes, of a length that fits a table."""
-    text = UNPRINTABLE.sub(" ", re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", description))
+    text = UNPRINTABLE.sub(" ", ESCAPE.sub("", description))
     text = " ".join(text.split())
     return text if len(text) <= MAX_DESCRIPTION else text[: MAX_DESCRIPTION - 1] + "…"
 
 
-def format_row(row: Row) -> str:
-    if row.status == CRASH:
-        score, memory = "crash", "—"
-    else:
-        score = "—" if row.val_bpb is None else f"{row.val_bpb:.6f}"
-        memory = "—" if row.memory_gb is None else f"{row.memory_gb:.1f}"
-    return "\t".join((row.commit[:7], score, memory, row.status, clean(row.description)))
+def format_row(row: Row, names: Sequence[str] = HEADER) -> str:
+    """The row under a header with these names, without its newline."""
+    number = "—" if row.val_bpb is None else f"{row.val_bpb:.6f}"
+    memory = None if row.status == CRASH else row.memory_gb
+    cells = {
+        "commit": row.commit[:7],
+        "val_bpb": "crash" if row.status == CRASH else number,
+        "memory_gb": "—" if memory is None else f"{memory:.1f}",
+        "peak_vram_mb": "—" if memory is None else f"{memory * 1024:.1f}",
+        "status": row.status,
+        "description": clean(row.description),
+    }
+    return "\t".join(cells.get(name, "") for name in names)
 
 
 def append(path: Path, row: Row) -> None:
     """Add a row, after a header where the file is new. A torn last line, from a machine that died, is set aside first."""
     _mend_tail(path)
-    text = format_row(row) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if os.fstat(descriptor).st_size == 0:
-            text = "\t".join(HEADER) + "\n" + text
+            text = "\t".join(HEADER) + "\n" + format_row(row) + "\n"
+        else:  # another tool may have begun the file, with its own columns
+            text = format_row(row, _names(os.pread(descriptor, MAX_HEADER, 0).decode(errors="replace"))) + "\n"
         data = text.encode()
         written = os.write(descriptor, data)
         if written != len(data):  # a full disk: take the part back, so that the next try starts clean
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-            raise OSError(28, "no space left on device", str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
+
+
+def _names(text: str) -> list[str]:
+    """The columns, from a text that begins with the header."""
+    return [name.strip() for name in text.partition("\n")[0].removeprefix("\ufeff").split("\t")]
 
 
 def _mend_tail(path: Path) -> None:
@@ -78,14 +96,24 @@ def _mend_tail(path: Path) -> None:
         return
     start = data.rfind(b"\n") + 1
     tail = data[start:]
+    ours = "\t".join(HEADER).encode()
+    if start == 0:
+        whole = tail == ours or not ours.startswith(tail)
+    else:
+        whole = tail.count(b"\t") >= len(_names(data[:MAX_HEADER].decode(errors="replace"))) - 1
     with path.open("r+b") as file:
-        if tail.count(b"\t") == len(HEADER) - 1:
+        if whole:  # only the newline is missing, or a part of the description
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
             return
         with path.with_name(path.name + ".torn").open("ab") as torn:
             torn.write(tail + b"\n")
         file.truncate(start)
+
+
+def _tidy(cell: str) -> str:
+    """`clean` for what others wrote; printable text, nearly all there is, takes the short way."""
+    return cell.strip() if cell.isprintable() else clean(cell)
 
 
 def _number(text: str) -> float | None:
@@ -102,13 +130,13 @@ def _number(text: str) -> float | None:
 def read(path: Path) -> tuple[list[Row], list[str]]:
     """Rows and warnings (one for each line that can't be read). Raises NotReady for a file with a foreign header."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return [], []
     lines = text.split("\n")
     if not text.strip():
         return [], []
-    names = [name.strip() for name in lines[0].split("\t")]
+    names = _names(lines[0])
     memory_name = "peak_vram_mb" if "peak_vram_mb" in names else "memory_gb"
     missing = [name for name in ("commit", "val_bpb", "status", "description") if name not in names]
     if missing:
@@ -118,6 +146,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     commit, score, status, description = (order[name] for name in ("commit", "val_bpb", "status", "description"))
     memory = order.get(memory_name)
     per_gb = 1024.0 if memory_name == "peak_vram_mb" else 1.0
+    last = description == len(names) - 1  # then tabs in it, which other tools let pass, are a part of it
 
     rows, warnings = [], []
     for number, line in enumerate(lines[1:], start=2):
@@ -131,7 +160,8 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         value = None if state == CRASH else _number(fields[score])
         gigabytes = _number(fields[memory]) if memory is not None and state != CRASH else None
         gigabytes = gigabytes / per_gb if gigabytes is not None else None
-        rows.append(Row(fields[commit].strip(), value, gigabytes, state, fields[description].strip()))
+        said = "\t".join(fields[description:]) if last else fields[description]
+        rows.append(Row(_tidy(fields[commit]), value, gigabytes, state, _tidy(said)))
     return rows, warnings
 
 

@@ -23,6 +23,13 @@ from autoresearch.ratchet import PREFIX, Ratchet
 from autoresearch.results import KEEP
 
 
+def gone(record: SessionRecord, journal: Journal) -> NotReady:
+    """What to say when somebody deleted the branch of a session."""
+    kept = [done.commit for done in journal.settled() if done.status == KEEP and done.session == record.tag and done.commit]
+    best = kept[-1][:12] if kept else "COMMIT"
+    return NotReady(f"the branch {record.branch} is gone: bring it back with 'git update-ref refs/heads/{record.branch} {best}'")
+
+
 class Session:
     def __init__(self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]) -> None:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
@@ -32,6 +39,7 @@ class Session:
         self.helpers = copy_helpers(lab, journal.session_folder(record.tag))
         parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
         self.record = replace(record, fingerprint=fingerprint(parts), parts=parts)
+        self.fixed = {name: self._content(name) for name in READ_ONLY}
         self._tell_differences(record.parts, parts)
         self._rotate_results()
         journal.save_session(self.record)
@@ -43,23 +51,28 @@ class Session:
             self.say("scores from now on don't compare with the earlier ones:\n  " + "\n  ".join(changed))
 
     def _rotate_results(self) -> None:
-        """results.tsv holds the rows of one fingerprint; those of others lie beside it under theirs."""
+        """results.tsv holds the rows of one fingerprint; those of others lie beside it under theirs.
+
+        The marker says whose rows results.tsv has. It changes while there is none, so that whoever is killed between two of these
+        steps leaves every row in a file of its name.
+        """
         marker = self.journal.root / "results.fingerprint"
         current = marker.read_text().strip() if marker.exists() else self.record.fingerprint
-        if current != self.record.fingerprint:
-            if self.lab.results.exists():
-                self.lab.results.replace(self.results_path(current, current=None))
-                self.say(f"the earlier rows are in results-{current}.tsv; results.tsv begins anew")
-            own = self.results_path(self.record.fingerprint, current=None)
-            if own.exists():
-                own.replace(self.lab.results)
+        if current != self.record.fingerprint and self.lab.results.exists():
+            self.lab.results.replace(self._aside(current))
+            self.say(f"the earlier rows are in {self._aside(current).name}; results.tsv begins anew")
         write_atomically(marker, self.record.fingerprint + "\n")
+        if not self.lab.results.exists() and self._aside(self.record.fingerprint).exists():
+            self._aside(self.record.fingerprint).replace(self.lab.results)
+            self.say("results.tsv has the rows again that were measured under these conditions")
         results.read(self.lab.results)  # a foreign header stops the session before any work
 
-    def results_path(self, of: str, current: str | None = "") -> Path:
+    def _aside(self, of: str) -> Path:
+        return self.lab.root / f"results-{of}.tsv"
+
+    def results_path(self, of: str) -> Path:
         """Where rows of a fingerprint belong."""
-        current = self.record.fingerprint if current == "" else current
-        return self.lab.results if of == current else self.lab.root / f"results-{of}.tsv"
+        return self.lab.results if of == self.record.fingerprint else self._aside(of)
 
     def check_machine(self) -> None:
         """Raises NotReady if the GPU or the data is gone: then a crash is not the experiment's."""
@@ -73,12 +86,23 @@ class Session:
                     f"the GPU {self.machine.gpu_name} is gone (now: {found.gpu_name or 'none'}): see nvidia-smi and 'dmesg'"
                 )
 
-    def check_tree(self, allowed: tuple[str, ...] = ()) -> None:
-        """Raises NotReady if a file that must stand still has changed."""
-        changed = [name for name in self.ratchet.changed_files() if name in (TRAIN, *READ_ONLY) and name not in allowed]
+    def check_tree(self) -> None:
+        """Raises NotReady if a file that must stand still has changed, committed or not, or the lab is on another branch."""
+        self.tip()
+        here, branch = self.ratchet.branch(), self.record.branch
+        if here != branch:
+            raise NotReady(f"{self.lab.root} is now on {here or 'no branch'}: 'git switch {branch}' and start again")
+        changed = [name for name, content in self.fixed.items() if self._content(name) != content]
+        changed += [name for name in self.ratchet.changed_files() if name == TRAIN]
         if changed:
             hint = "take it back with 'git checkout -- FILE', or commit it and start again (new constants start a new results.tsv)"
             raise NotReady(f"{', '.join(changed)} changed during the session: {hint}")
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return (self.lab.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     # -- its past ------------------------------------------------------------------------------------------------
 
@@ -104,7 +128,7 @@ class Session:
     def tip(self) -> str:
         tip = self.ratchet.commit_of(f"refs/heads/{self.record.branch}")
         if tip is None:
-            raise NotReady(f"the branch {self.record.branch} is gone: bring it back with 'git branch {self.record.branch} COMMIT'")
+            raise gone(self.record, self.journal)
         return tip
 
     def machine_line(self) -> str:

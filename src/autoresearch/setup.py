@@ -1,19 +1,21 @@
 """Fit a lab to this machine: enter the session's branch, write the profile's literals, prepare the data."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from autoresearch.errors import NotReady, WrongCall
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Journal, SessionRecord
-from autoresearch.lab import PROGRAM, TRAIN, Lab
+from autoresearch.lab import NAMED_SOURCES, PROGRAM, TRAIN, Lab, write_atomically
 from autoresearch.literals import read_literals, set_literals
 from autoresearch.profiles import Profile, profile_for, with_seq_len
-from autoresearch.ratchet import PREFIX, Ratchet
+from autoresearch.ratchet import PREFIX, GitError, Ratchet
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,14 @@ def now() -> str:
 
 
 def tag_of(ratchet: Ratchet, wanted: str | None) -> str:
-    """The session's tag: the one asked for, else the branch we are on, else today's date."""
-    if wanted:
-        return wanted.removeprefix(PREFIX)
+    """The session's tag: the one asked for, else the branch we are on, else today's date. Raises WrongCall."""
+    if wanted is not None:
+        tag = wanted.removeprefix(PREFIX)
+        try:
+            ratchet.git("check-ref-format", f"refs/heads/{PREFIX}{tag}")
+        except GitError:
+            raise WrongCall(f"--tag {wanted}: git can't name a branch that: use letters, digits and dashes") from None
+        return tag
     branch = ratchet.branch() or ""
     return branch.removeprefix(PREFIX) if branch.startswith(PREFIX) else datetime.now().strftime("%Y-%m-%d")
 
@@ -53,7 +60,13 @@ def check_clean(ratchet: Ratchet, allowed: tuple[str, ...] = (PROGRAM,)) -> None
         raise NotReady(f"uncommitted changes in {shown}: {hint}")
 
 
-def profile_of(hardware: Hardware, wishes: Wishes) -> Profile:
+def _from_lab(lab: Lab, folder: str) -> str:
+    """A folder as constants.py names it: a relative path counts from the lab, a person's from where the person is."""
+    path = Path(folder).expanduser()
+    return str(path) if path.is_absolute() else os.path.relpath(path.resolve(), lab.root)
+
+
+def profile_of(lab: Lab, hardware: Hardware, wishes: Wishes) -> Profile:
     """This machine's profile with a person's wishes in it. Raises WrongCall."""
     profile = profile_for(hardware)
     if wishes.seq_len is not None:
@@ -63,7 +76,7 @@ def profile_of(hardware: Hardware, wishes: Wishes) -> Profile:
             raise WrongCall(str(error)) from None
     constants = dict(profile.constants)
     if wishes.source is not None:
-        constants["DATASET"] = wishes.source
+        constants["DATASET"] = wishes.source if wishes.source in NAMED_SOURCES else _from_lab(lab, wishes.source)
     if wishes.time_budget is not None:
         if wishes.time_budget < 1:
             raise WrongCall(
@@ -74,30 +87,39 @@ def profile_of(hardware: Hardware, wishes: Wishes) -> Profile:
 
 
 def setup(lab: Lab, hardware: Hardware, wishes: Wishes, say: Callable[[str], None]) -> SessionRecord:
-    """Make the lab ready for a session. What was done before is not done again; a person's main branch stays."""
+    """Make the lab ready for a session. What was done before is not done again; a person's main branch stays.
+
+    The data is prepared first, in a folder apart: whatever is wrong shows before anything in git has changed.
+    """
     ratchet, journal = Ratchet(lab.root), Journal(lab)
     ratchet.check_repository()
     check_clean(ratchet)
     lab.constants()
     lab.train_source()
-    profile = profile_of(hardware, wishes)
-
     tag = tag_of(ratchet, wishes.tag)
-    base = ratchet.branch()
-    branch = ratchet.enter(tag)
+    profile = profile_of(lab, hardware, wishes)
+
+    base, branch = ratchet.branch(), PREFIX + tag
+    start = ratchet.commit_of(f"refs/heads/{branch}")
     record = journal.session(tag)
-    fresh = record is None or not record.profile
-    if fresh or wishes.any():
-        wanted = profile if fresh else replace(profile, train={}, constants=_asked_for(profile, wishes))
-        _write_literals(lab, ratchet, branch, wanted)
+    fresh = record is None or not record.profile or start is None
+    if not fresh:
+        profile = replace(profile, train={}, constants=_asked_for(profile, wishes))
     if record is None:
         base = None if base is None or base.startswith(PREFIX) else base
         record = SessionRecord(tag=tag, branch=branch, base=base, started=now())
     if fresh:
         record = replace(record, profile=profile.name)
-    journal.save_session(record)
     say(f"lab: {lab.root}, branch {branch}, profile {record.profile}")
-    prepare_data(lab, wishes.num_shards)
+    start = start or ratchet.head()
+    fitted = _fitted(ratchet, start, profile)
+    prepare_data(lab, {**_texts(ratchet, start), **fitted}, wishes.num_shards)
+
+    ratchet.enter(tag)
+    if fitted:
+        commit = ratchet.commit(start, fitted, f"setup: {profile.name} profile\n")
+        ratchet.advance(branch, commit, tuple(fitted))
+    journal.save_session(record)
     return record
 
 
@@ -113,27 +135,31 @@ def _asked_for(profile: Profile, wishes: Wishes) -> dict[str, Any]:
     return {name: profile.constants[name] for name in names}
 
 
-def _write_literals(lab: Lab, ratchet: Ratchet, branch: str, profile: Profile) -> None:
-    """Write the profile into constants.py and train.py and commit both, if anything changes."""
-    constants = set_literals(lab.read("constants.py"), profile.constants)
-    train = lab.train_source()
-    known = read_literals(train)
-    train = set_literals(train, {name: value for name, value in profile.train.items() if name in known})
-    files = {"constants.py": constants, TRAIN: train}
-    changed = {name: text for name, text in files.items() if text != lab.read(name)}
-    if changed:
-        parent = ratchet.head()
-        commit = ratchet.commit(parent, changed, f"setup: {profile.name} profile\n")
-        ratchet.advance(branch, commit, tuple(changed))
+def _texts(ratchet: Ratchet, commit: str) -> dict[str, str]:
+    return {name: ratchet.show(commit, name) for name in ("prepare.py", "constants.py", TRAIN)}
 
 
-def prepare_data(lab: Lab, num_shards: int | None = None) -> None:
-    """Run the lab's prepare.py; it does nothing if the data is there. Raises NotReady."""
+def _fitted(ratchet: Ratchet, commit: str, profile: Profile) -> dict[str, str]:
+    """constants.py and train.py of `commit` with the profile in them, where that changes anything."""
+    texts = _texts(ratchet, commit)
+    known = read_literals(texts[TRAIN])
+    train = {name: value for name, value in profile.train.items() if name in known}
+    fitted = {"constants.py": set_literals(texts["constants.py"], profile.constants), TRAIN: set_literals(texts[TRAIN], train)}
+    return {name: text for name, text in fitted.items() if text != texts[name]}
+
+
+def prepare_data(lab: Lab, texts: Mapping[str, str], num_shards: int | None = None) -> None:
+    """Run this prepare.py with these constants; it does nothing if the data is there. Raises NotReady."""
+    folder = lab.journal / "scratch" / "prepare"
+    constants = texts["constants.py"]
+    dataset = read_literals(constants)["DATASET"].value
+    if dataset not in NAMED_SOURCES:  # a relative path counts from the lab
+        constants = set_literals(constants, {"DATASET": str((lab.root / Path(dataset).expanduser()).resolve())})
+    write_atomically(folder / "prepare.py", texts["prepare.py"])
+    write_atomically(folder / "constants.py", constants)
     command = [sys.executable, "-B", "prepare.py"]
     if num_shards is not None:
         command += ["--num-shards", str(num_shards)]
-    done = subprocess.run(command, cwd=lab.root, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     if done.returncode != 0:
-        raise NotReady(
-            "the data could not be prepared, see above: choose another text with 'bash scripts/setup.sh --source stdlib'"
-        )
+        raise NotReady("no data, see the line above; nothing was changed")

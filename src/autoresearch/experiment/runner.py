@@ -1,7 +1,7 @@
 """Start train.py, watch it, end it, and say what came of it.
 
 train.py runs in a folder of its own beside the session's copies of prepare.py and constants.py, in a process group of its own,
-without standard input, with an environment of a few named variables. Covered: time-outs, hangs, survivors in the process group,
+without standard input, with an environment of a few named variables. Covered: time-outs, hangs, processes that it leaves behind,
 floods of output. Not covered: a train.py that lies about its score or reads what it should not; its score is believed and
 labelled self-reported.
 """
@@ -30,6 +30,9 @@ DEFAULT_SEED = 1337
 # slower CPUs it takes several times as long.
 ALLOWANCE = 600.0
 MAX_LOG_BYTES = 16 * 2**20  # a run prints about 100 KB
+LOG_TAIL_BYTES = 64 * 2**10  # of a longer log the end is kept too: the summary is there, or the error
+LATE_READS = 16  # of 64 KB: what a pipe can still hold when the process has ended
+POLL_SECONDS = 0.2
 MIN_FREE_BYTES = 256 * 2**20  # weights, log and caches of a run need less
 MAX_DETAIL = 200  # characters of an error's last line
 
@@ -48,6 +51,7 @@ PASSED = (
     "CC",
     "CXX",
 )
+WEIGHTS_OUT, WEIGHTS = "AUTORESEARCH_WEIGHTS_OUT", "model.safetensors"
 PASSED_PREFIXES = ("CUDA", "NVIDIA", "NCCL", "TORCH", "PYTORCH", "TRITON", "OMP_", "MKL_", "AUTORESEARCH_CACHE")
 
 
@@ -74,11 +78,13 @@ class RunPlan:
 def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> RunResult:
     """Run train.py to its end. Raises NotReady if the disk is full, Interrupted if `should_stop` says so."""
     check_disk(plan.folder)
+    end_left_over(plan.folder)
     work = _lay_out(plan)
     log_path = plan.folder / "run.log"
     began = time.monotonic()
     command = [sys.executable, "-u", "-B", "train.py"]
-    with log_path.open("wb") as log:
+    with log_path.open("wb") as file:
+        log = _Log(file)
         process = subprocess.Popen(
             command,
             cwd=work,
@@ -94,9 +100,10 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         finally:
             kill_group(process.pid)
             process.wait()
-            (plan.folder / "pid").unlink(missing_ok=True)
+            end_left_over(plan.folder)
             assert process.stdout is not None
             process.stdout.close()
+            log.finish()
     wall = time.monotonic() - began
     shutil.rmtree(work, ignore_errors=True)
     result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
@@ -126,23 +133,43 @@ def _environment(plan: RunPlan) -> dict[str, str]:
     passed = {name: value for name, value in os.environ.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
     return passed | {
         "AUTORESEARCH_SEED": str(plan.seed),
-        "AUTORESEARCH_WEIGHTS_OUT": str(plan.folder / "model.safetensors"),
+        WEIGHTS_OUT: str(plan.folder / WEIGHTS),
         "TORCHINDUCTOR_CACHE_DIR": str(plan.caches / "inductor"),
         "TRITON_CACHE_DIR": str(plan.caches / "triton"),
         "PYTHONUNBUFFERED": "1",
     }
 
 
+class _Log:
+    """A log that keeps the beginning and the end of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.written, self.left_out, self.tail = file, 0, 0, b""
+
+    def write(self, chunk: bytes) -> None:
+        self.tail = (self.tail + chunk)[-LOG_TAIL_BYTES:]
+        fits = chunk[: MAX_LOG_BYTES - self.written]
+        self.file.write(fits)
+        self.file.flush()
+        self.written += len(fits)
+        self.left_out += len(chunk) - len(fits)
+
+    def finish(self) -> None:
+        if self.left_out:
+            tail = self.tail[-self.left_out :]
+            self.file.write(f"\n[cut: {self.left_out - len(tail)} bytes]\n".encode() + tail)
+
+
 def _watch(
     process: "subprocess.Popen[bytes]",
-    log: BinaryIO,
+    log: _Log,
     deadline: float,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> bool:
     """Copy the output into the log until the process ends; False if the deadline ended it."""
     assert process.stdout is not None
-    written, tail = 0, b""
+    closed, late = False, 0
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -150,21 +177,24 @@ def _watch(
                 raise Interrupted("stopped")
             if time.monotonic() > deadline:
                 return False
-            if not selector.select(timeout=0.2):
-                if process.poll() is not None:
-                    return True  # something it left behind still holds the pipe; the group is killed by the caller
+            if closed:  # at its end, or by a train.py that goes on without it
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                    return True
+                continue
+            ended = process.poll() is not None
+            if not selector.select(0 if ended else POLL_SECONDS):
+                if ended:
+                    return True  # something it left behind still holds the pipe
                 continue
             chunk = os.read(process.stdout.fileno(), 65536)
-            if not chunk:
-                process.wait()
-                return True
-            if written < MAX_LOG_BYTES:
-                log.write(chunk)
-                log.flush()
-                written += len(chunk)
-            tail = (tail + chunk)[-4096:]
-            if progress := last_progress(tail):
+            closed = not chunk
+            log.write(chunk)
+            if progress := last_progress(log.tail[-4096:]):
                 on_progress(progress)
+            late += ended
+            if late > LATE_READS:
+                return True  # and it floods the pipe
 
 
 def last_progress(text: bytes) -> Progress | None:
@@ -183,10 +213,11 @@ def read_log(log: bytes, exit_code: int, in_time: bool, wall: float) -> RunResul
     """What a finished run's output and exit code amount to."""
     text = log.decode("utf-8", errors="replace").replace("\r", "\n")
     if not in_time:
-        return RunResult(TIMED_OUT, wall_seconds=wall, crash_class="timeout", detail="stopped after its time")
-    figures = read_summary(text)
+        return RunResult(TIMED_OUT, wall_seconds=wall, crash_class="timeout", detail=f"not done after {wall:.0f} s, ended")
+    summary = read_summary(text)
+    figures = {name: value for name, value in summary.items() if math.isfinite(value)}
     score = figures.get("val_bpb")
-    if exit_code == 0 and score is not None and math.isfinite(score) and score > 0:
+    if exit_code == 0 and score is not None and score > 0:
         steps = figures.get("num_steps")
         return RunResult(
             SCORED,
@@ -202,13 +233,15 @@ def read_log(log: bytes, exit_code: int, in_time: bool, wall: float) -> RunResul
             num_params_m=figures.get("num_params_M"),
             mfu_percent=figures.get("mfu_percent"),
         )
+    if exit_code == 0 and "val_bpb" in summary:
+        return RunResult(CRASHED, wall_seconds=wall, crash_class="non-finite", detail=f"val_bpb {summary['val_bpb']} is no score")
     crash_class, detail = classify(text, exit_code)
     return RunResult(CRASHED, wall_seconds=wall, crash_class=crash_class, detail=detail)
 
 
 def read_summary(text: str) -> dict[str, float]:
     """The `name: number` lines behind the last `---`."""
-    _, mark, block = text.rpartition("\n---\n")
+    _, mark, block = ("\n" + text).rpartition("\n---\n")
     figures = {}
     for line in block.splitlines() if mark else []:
         name, colon, value = line.partition(":")
@@ -231,14 +264,17 @@ def classify(text: str, exit_code: int) -> tuple[str, str]:
         return "non-finite", detail
     if "SyntaxError" in tail:
         return "syntax", detail
-    if re.search(r"ValueError|shape|size mismatch|must match", detail):
-        return "shape", detail
     if exit_code == 0:
         return "no-score", "train.py ended without printing a score"
+    if re.search(r"ValueError|shape|size mismatch|must match", detail):
+        return "shape", detail
     return "error", detail
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
+
+
+PROC = Path("/proc")  # Linux: what runs, and with which environment
 
 
 def kill_group(pid: int) -> None:
@@ -246,25 +282,31 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _start_time(pid: int) -> str:
-    """What tells a process from a later one with the same number; '' if there is none."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            return stat.read_text().rpartition(")")[2].split()[19]  # field 22, in clock ticks since boot
-        except (OSError, IndexError):
-            return ""
-    return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+def end_left_over(folder: Path) -> None:
+    """Kill what still lives of a run in this folder, whose loop died or whose main process ended before it."""
+    if not PROC.exists():
+        return _end_by_pid(folder / "pid")
+    mark = f"{WEIGHTS_OUT}={folder / WEIGHTS}".encode()
+    for environment in PROC.glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if mark in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def write_pid(path: Path, pid: int) -> None:
-    path.write_text(f"{pid} {_start_time(pid)}\n")
+    """For systems whose processes don't show their environment."""
+    if not PROC.exists():
+        path.write_text(f"{pid} {_start_time(pid)}\n")
 
 
-def end_left_over(folder: Path) -> None:
-    """Kill the run that a dead loop left behind in this folder, if it still lives."""
+def _end_by_pid(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError):
-        pid, _, started = (folder / "pid").read_text().strip().partition(" ")
+        pid, _, started = path.read_text().strip().partition(" ")
         if started and _start_time(int(pid)) == started:
             kill_group(int(pid))
-        (folder / "pid").unlink(missing_ok=True)
+        path.unlink()
+
+
+def _start_time(pid: int) -> str:
+    """What tells a process from a later one with the same number; '' if there is none."""
+    return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()

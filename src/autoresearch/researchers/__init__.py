@@ -60,5 +60,7 @@ def make(spec: str, time_limit: float = DEFAULT_TIME_LIMIT) -> Researcher:
             words = shlex.split(spec)
         except ValueError as error:
             raise WrongCall(f"--researcher {spec!r}: {error}") from None
+        if not words:
+            raise WrongCall("--researcher is empty: name one, or a command")
         return Command(words, time_limit)
     raise WrongCall(f"--researcher {spec}: not one of {', '.join(KNOWN)}; a command needs a space or a slash in it, as './{spec}'")

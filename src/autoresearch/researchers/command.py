@@ -6,6 +6,7 @@ network: it needs its keys.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import time
@@ -19,14 +20,16 @@ from autoresearch.researchers import Context, Proposal, ResearcherFailed
 from autoresearch.results import clean
 
 OUTPUT_LIMIT = 4 * 2**20  # bytes of its output that are kept as its log
+FLOOD = 256 * 2**20  # bytes of output that end it: it would fill the disk
 SOURCE_LIMIT = 2**20  # bytes of a train.py that are read at all
 
 
 class Command:
     def __init__(self, words: Sequence[str], time_limit: float) -> None:
         self.words, self.time_limit = list(words), time_limit
-        program = Path(self.words[0]).expanduser()
-        self.words[0] = str(program.resolve()) if "/" in self.words[0] else self.words[0]
+        if "/" in self.words[0]:
+            # Not resolved: a virtual environment's python is a link, and must stay one. pathlib's expanduser raises for ~nobody.
+            self.words[0] = str(Path(os.path.expanduser(self.words[0])).absolute())  # noqa: PTH111
         if shutil.which(self.words[0]) is None:
             raise WrongCall(f"--researcher: there is no program '{words[0]}' that can be run: check its path and 'chmod +x' it")
         self.name = Path(words[0]).name
@@ -35,7 +38,9 @@ class Command:
         before = lay_out(context)
         log = context.scratch.parent / "researcher.log"
         exit_code = self._run(context, log)
-        output = log.read_bytes()[:OUTPUT_LIMIT].decode("utf-8", errors="replace")
+        with log.open("r+b") as file:
+            output = file.read(OUTPUT_LIMIT).decode("utf-8", errors="replace")
+            file.truncate()
         if exit_code != 0:
             last = clean(output.strip().splitlines()[-1])[:200] if output.strip() else "it printed nothing"
             raise ResearcherFailed(f"'{self.name}' ended with exit code {exit_code}: {last}")
@@ -68,7 +73,9 @@ class Command:
                     if context.should_stop and context.should_stop():
                         raise Interrupted("stopped while the researcher was thinking")
                     if time.monotonic() > deadline:
-                        raise ResearcherFailed(f"'{self.name}' gave no answer in {self.time_limit:.0f} s (--researcher-timeout)")
+                        raise ResearcherFailed(f"'{self.name}' gave no answer in {self.time_limit:g} s (--researcher-timeout)")
+                    if log.stat().st_size > FLOOD:
+                        raise ResearcherFailed(f"'{self.name}' printed over {FLOOD // 2**20} MB: its answer is one line")
             finally:
                 kill_group(process.pid)
                 process.wait()

@@ -12,10 +12,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -36,6 +38,10 @@ SIGMA = 0.05
 POPULATION = 6
 SMALLEST_POWER = 16  # ints from here on that are powers of two stay powers of two
 NEAR_ONE = 0.5  # floats from here to 1 (momenta, decay rates) are searched by their distance to 1
+# Literals beyond these are no settings: a seed, a sentinel, an epsilon that is there for the arithmetic.
+MAX_INT = 2**40
+MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30
+MIN_DISTANCE, MAX_DISTANCE = 1e-6, 0.99  # of a float to 1
 NAMED = 4  # changes that a description names; the patch has all of them
 SIGNIFICANT = 3  # digits of a proposed float
 
@@ -71,24 +77,42 @@ class Dimension:
             case "int":
                 return int(number)
             case "near_one":
-                return 1 - _rounded(number)
+                return round(1 - _rounded(number), 12)  # 0.1, not 0.09999999999999998
             case _:
                 return _rounded(number)
 
-    def distribution(self) -> BaseDistribution:
-        at = self.encode(self.value)
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest number, both included."""
+        at: Any = self.encode(self.value)
         match self.kind:
             case "choice":
-                return IntDistribution(0, len(self.choices) - 1)
+                return 0, len(self.choices) - 1
             case "power":
-                return IntDistribution(max(0, int(at) - 2), int(at) + 2)
+                return max(0, at - 2), at + 2
             case "int":
-                return IntDistribution(max(1, int(at) // 2), max(int(at) * 2, int(at) + 1))
+                return max(1, int(at) // 2), at * 2
             case "near_one":
-                return FloatDistribution(at / SPAN, min(1.0, at * SPAN), log=True)
+                return at / SPAN, min(MAX_DISTANCE, at * SPAN)
             case _:
-                high = min(1.0, at * SPAN) if at <= 1 else at * SPAN
-                return FloatDistribution(at / SPAN, high, log=True)
+                return at / SPAN, min(1.0, at * SPAN) if at <= 1 else at * SPAN
+
+    def distribution(self) -> BaseDistribution:
+        low, high = self.limits()
+        if self.kind in ("near_one", "log"):
+            return FloatDistribution(low, high, log=True)
+        return IntDistribution(int(low), int(high))
+
+    def holds(self, value: Any) -> bool:
+        """Whether the search could have come to this value, rounded as it is."""
+        if self.kind == "choice":
+            return value in self.choices
+        if type(value) is not type(self.value) or not isinstance(value, int | float) or value <= 0:
+            return False
+        if self.kind == "power" and int(value).bit_count() != 1:
+            return False
+        slack = 0.0 if isinstance(value, int) else 5 * 10.0**-SIGNIFICANT
+        low, high = self.limits()
+        return bool(low * (1 - slack) <= self.encode(value) <= high * (1 + slack))
 
 
 def _rounded(number: float) -> float:
@@ -106,8 +130,12 @@ def dimension(literal: Literal) -> Dimension | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         return None
     if isinstance(value, int):
+        if value > MAX_INT:
+            return None
         is_power = value >= SMALLEST_POWER and value & (value - 1) == 0
         return Dimension(name, "power" if is_power else "int", value)
+    if not MIN_FLOAT <= value <= MAX_FLOAT or 0 < 1 - value < MIN_DISTANCE:
+        return None
     return Dimension(name, "near_one" if NEAR_ONE <= value < 1 else "log", value)
 
 
@@ -119,9 +147,16 @@ def _choice(word: str) -> Value:
         return word
 
 
-def space(source: str) -> dict[str, Dimension]:
-    found = (dimension(literal) for literal in read_literals(source).values())
-    return {dim.name: dim for dim in found if dim}
+def space(source: str, origin: Mapping[str, Any]) -> dict[str, Dimension]:
+    """How the literals of `source` are searched: kinds and ranges are those of the values in `origin`, so that they stay put
+    while the incumbent moves. A literal that somebody else has moved out of its range gets one around its value now."""
+    found: dict[str, Dimension] = {}
+    for name, literal in read_literals(source).items():
+        begun = dimension(replace(literal, value=origin.get(name, literal.value)))
+        now = begun if begun and begun.holds(literal.value) else dimension(literal)
+        if now:
+            found[name] = now
+    return found
 
 
 class Search:
@@ -129,9 +164,11 @@ class Search:
 
     def propose(self, context: Context) -> Proposal:
         current = {name: literal.value for name, literal in read_literals(context.source).items()}
-        baseline = next((done for done in context.history if done.val_bpb is not None), None)
+        scored = [done for done in context.history if done.val_bpb is not None]
+        # The newest: a session of its own, or a train.py that a person committed, is searched from its own values.
+        baseline = next((done for done in reversed(scored) if done.baseline), scored[0] if scored else None)
         origin = baseline.literals if baseline and baseline.literals else current
-        dims = self._space(context.source, origin)
+        dims = space(context.source, origin)
         if not dims:
             raise ResearcherFailed(
                 "train.py has no ALL_CAPS literal that search could change: write one, or use another researcher"
@@ -147,19 +184,6 @@ class Search:
         return Proposal(source, describe(current, changes), details)
 
     @staticmethod
-    def _space(source: str, origin: Mapping[str, Any]) -> dict[str, Dimension]:
-        """The dimensions of the incumbent, with ranges around the values that the session began with: they stay put."""
-        dims = {}
-        for name, dim in space(source).items():
-            begun = Dimension(name, dim.kind, origin.get(name, dim.value), dim.choices)
-            try:
-                inside = begun.distribution()._contains(begun.encode(dim.value))
-            except (ValueError, TypeError):
-                inside = False
-            dims[name] = begun if inside else dim
-        return dims
-
-    @staticmethod
     def _study(
         context: Context, dims: Mapping[str, Dimension], origin: Mapping[str, Any], baseline: Experiment | None
     ) -> optuna.Study:
@@ -169,7 +193,10 @@ class Search:
         key = hashlib.sha256(json.dumps([fingerprint, shape], sort_keys=True).encode()).hexdigest()[:12]
         folder = context.lab.journal / "search"
         folder.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(folder / f"{key}.log")))
+        log = folder / f"{key}.log"
+        _mend_tail(log)
+        lock: Any = _NoLock()
+        storage = JournalStorage(JournalFileBackend(str(log), lock))
         start = {name: dim.encode(dim.value) for name, dim in dims.items()}
         with warnings.catch_warnings():  # x0 and sigma0 are to go in Optuna 6; pyproject.toml stays below it
             warnings.simplefilter("ignore")
@@ -200,6 +227,22 @@ class Search:
             else:  # never ran: refused as a repeat, or lost with its process
                 study.tell(trial.number, state=TrialState.FAIL)
         return told
+
+
+class _NoLock:
+    """For Optuna's file: we hold the lab's lock. Its own would outlive a killed process, and the next one wait 30 s for it."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _mend_tail(log: Path) -> None:
+    """Cut off a last line that a killed process left half written: Optuna would not read the file again."""
+    if log.exists() and not (data := log.read_bytes()).endswith(b"\n"):
+        os.truncate(log, data.rfind(b"\n") + 1)
 
 
 def describe(current: Mapping[str, Any], changes: Mapping[str, Any]) -> str:

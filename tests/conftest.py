@@ -1,0 +1,191 @@
+"""A lab to try things on: a real git repository with real prepared data and a train.py that takes a few milliseconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CLI_LIMIT = 120  # seconds; a command of these tests takes a few, so one that hangs fails its test and not the suite
+
+CONSTANTS = '''\
+"""What makes two scores comparable."""
+
+TIME_BUDGET = 1  # seconds of training
+MAX_SEQ_LEN = 256  # tokens of context
+EVAL_TOKENS = 16 * 512  # validation tokens that are scored
+VOCAB_SIZE = 2048  # entries of the tokenizer
+DATASET = "stdlib"  # the text
+'''
+
+PROGRAM = """\
+# Research Program
+
+## Goal
+Find the lowest point of the bowl.
+"""
+
+# The best of the bowl is 1.0, at LR 0.3 and DEPTH 6; as it stands here it scores 1.08. Everything is printed as by train.py.
+TOY_TRAIN = '''\
+"""A stand-in for train.py: its score is a bowl over its literals."""
+
+import sys
+import time
+
+LR = 0.1  # learning rate
+DEPTH = 4  # transformer blocks
+MODE = "normal"  # normal, crash, oom, hang, nan or silent; fixed
+
+
+def main() -> None:
+    for step, percent in ((1, 50.0), (2, 100.0)):
+        print(
+            f"\\rstep {step:05d} ({percent:.1f}%) | loss: {7.5 - step:.4f} | tok/s: 12,345 | mfu: - | left: {2 - step}s   ",
+            end="",
+            flush=True,
+        )
+    print()
+    if MODE == "crash":
+        raise RuntimeError("told to crash")
+    if MODE == "oom":
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.")
+        sys.exit(1)
+    while MODE == "hang":
+        time.sleep(60)
+    if MODE == "silent":
+        return
+    score = float("nan") if MODE == "nan" else 1 + (LR - 0.3) ** 2 + 0.01 * (DEPTH - 6) ** 2
+    figures = {
+        "val_bpb": f"{score:.6f}",
+        "training_seconds": "1.0",
+        "total_seconds": "1.1",
+        "peak_vram_mb": f"{1024 * DEPTH:.1f}",
+        "mfu_percent": "0.00",
+        "total_tokens_M": "0.1",
+        "num_steps": "2",
+        "num_params_M": "0.5",
+        "depth": f"{DEPTH}",
+        "eval_tokens": "8192",
+        "score": "self-reported",
+    }
+    print("---", *(f"{name + ':':<18}{value}" for name, value in figures.items()), sep="\\n", flush=True)
+
+
+main()
+'''
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def toy(**literals: Any) -> str:
+    """The toy train.py with other values, as toy(LR=0.2, MODE="crash")."""
+    source = TOY_TRAIN
+    for name, value in literals.items():
+        written = f'"{value}"' if isinstance(value, str) else repr(value)
+        source, count = re.subn(rf"(?m)^{name} = \S+", f"{name} = {written}", source)
+        assert count == 1, f"the toy train.py has no {name}"
+    return source
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """A person's own git in that folder, with an identity. Returns what it prints."""
+    person = ["-c", "user.name=A Person", "-c", "user.email=person@example.org"]
+    done = subprocess.run(["git", *person, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rstrip("\n")
+
+
+def make_lab(folder: Path, train: str = TOY_TRAIN, constants: str = CONSTANTS) -> Path:
+    """A lab in `folder`, committed on main."""
+    folder.mkdir(parents=True)
+    for name in ("prepare.py", "pyproject.toml", "uv.lock", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "constants.py").write_text(constants)
+    (folder / "train.py").write_text(train)
+    (folder / "program.md").write_text(PROGRAM)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=a lab")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder with the stdlib's text prepared, at the lengths that CPU labs have. Read it, don't change it."""
+    folder, cache = tmp_path_factory.mktemp("preparing"), tmp_path_factory.mktemp("cache")
+    shutil.copy(ROOT / "prepare.py", folder / "prepare.py")
+    (folder / "constants.py").write_text(CONSTANTS)
+    environment = {**os.environ, "AUTORESEARCH_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-B", "prepare.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return cache
+
+
+def environment_of(home: Path, cache: Path) -> dict[str, str]:
+    """An environment with an empty HOME, no git identity, no GPU, and nothing of the caller's that would steer us."""
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTORESEARCH_", "GIT_", "XDG_"))}
+    return kept | {
+        "HOME": str(home),
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "AUTORESEARCH_CACHE": str(cache),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+
+
+def run_cli(*arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "autoresearch", *arguments],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=CLI_LIMIT,
+    )
+
+
+@pytest.fixture
+def environment(prepared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """`environment_of` a home in tmp_path: for this process, and a copy of it for others."""
+    ours = environment_of(tmp_path / "home", prepared_cache)
+    for name in set(os.environ) - set(ours):
+        monkeypatch.delenv(name)
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    return ours
+
+
+@pytest.fixture
+def lab(environment: Mapping[str, str], tmp_path: Path) -> Path:
+    """A fresh lab with the toy train.py, on main, not set up. `setup` gives it the CPU profile's 30 s (see `ready_lab`)."""
+    return make_lab(tmp_path / "lab")
+
+
+@pytest.fixture
+def cli(environment: Mapping[str, str], lab: Path) -> Cli:
+    """cli("loop", "--max", "2", cwd=lab, env={...}): `run_cli` in the lab; env is added to ours."""
+
+    def call(*arguments: str, cwd: Path = lab, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return run_cli(*arguments, cwd=cwd, env={**environment, **(env or {})})
+
+    return call
+
+
+@pytest.fixture
+def ready_lab(lab: Path, cli: Cli) -> Path:
+    """The lab set up on autoresearch/test with a budget of 1 s, so that a run that hangs is ended soon (--allowance)."""
+    done = cli("setup", "--tag", "test", "--time-budget", "1")
+    assert done.returncode == 0, done.stderr
+    return lab
