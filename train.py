@@ -332,7 +332,7 @@ POLAR_EXPRESS = (
 
 def orthogonalize(g: Tensor) -> Tensor:
     """The nearest matrices with orthonormal rows or columns, for a stack (N, rows, cols)."""
-    x = g.bfloat16() if DEVICE.type == "cuda" and DTYPE == torch.bfloat16 else g.float()
+    x = g.to(DTYPE) if DTYPE == torch.bfloat16 else g.float()
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT

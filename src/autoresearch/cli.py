@@ -213,7 +213,7 @@ def _edited_by_us(lab: Lab, journal: "Journal", ratchet: "Ratchet") -> bool:
     left = journal.unfinished()
     if left is None:
         return False
-    parent = ratchet.show(left.parent, TRAIN).encode() if left.parent else b""
+    parent = ratchet.show(left.parent, TRAIN).encode()
     return lab.train.read_bytes() in (parent, (journal.folder(left.n) / TRAIN).read_bytes())
 
 

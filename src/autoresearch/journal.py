@@ -62,8 +62,8 @@ class Experiment:
     researcher: str
     fingerprint: str
     code_key: str
+    parent: str  # the commit whose train.py it changes: the branch as it was when the proposal was asked for
     started: str  # ISO 8601, UTC
-    parent: str | None = None  # commit that it changes; None for a baseline
     commit: str | None = None
     seed: int = 0
     baseline: bool = False

@@ -95,7 +95,7 @@ class Loop:
         left = self.recover()
         if left and left.researcher == HAND and self.source_of(left) == source:
             return left  # this very turn, which was interrupted before
-        if self.session.incumbent() is None and code_key(source) == code_key(self.incumbent_source()):
+        if self.session.incumbent() is None and code_key(source) == self.incumbent_key():
             self.begin()
             return None
         try:
@@ -105,7 +105,7 @@ class Loop:
         self.begin()
         if self.stop.asked:
             raise Interrupted("stopped after the baseline; train.py is as you left it")
-        done = self.finish(self.propose_by(HAND, Proposal(source, description), key))
+        done = self.finish(self.propose_by(HAND, Proposal(source, description), key, self.session.tip()))
         self.snapshot()
         return done
 
@@ -131,12 +131,8 @@ class Loop:
         self.commit_program()
         if self.session.incumbent():
             return False
-        source = self.incumbent_source()
-        try:
-            key = code_key(source)
-        except SyntaxError as error:
-            raise NotReady(f"{TRAIN} as committed is not valid Python ({error}): mend it and commit") from None
-        self.finish(self.propose_by("", Proposal(source, "baseline"), key, baseline=True))
+        proposal = Proposal(self.incumbent_source(), "baseline")
+        self.finish(self.propose_by("", proposal, self.incumbent_key(), self.session.tip(), baseline=True))
         return True
 
     def commit_program(self) -> None:
@@ -151,7 +147,8 @@ class Loop:
 
     def propose(self) -> Experiment | None:
         """Ask the researcher; a refusal goes back to it once. None if nothing came of it."""
-        refusal, source = "", self.incumbent_source()
+        refusal, tip = "", self.session.tip()
+        source = self.ratchet.show(tip, TRAIN)
         for last in (False, True):
             began = time.monotonic()
             context = self.context(source, refusal)
@@ -162,9 +159,9 @@ class Loop:
                     key = check(proposal.source, source, (done.code_key for done in self.session.history()))
                 except SyntaxError as error:
                     if last:  # told once already: now it is an experiment that crashed
-                        return self.propose_by(self.researcher.name, proposal, NO_KEY, context=context, seconds=seconds)
+                        return self.propose_by(self.researcher.name, proposal, NO_KEY, tip, context, seconds)
                     raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
-                return self.propose_by(self.researcher.name, proposal, key, context=context, seconds=seconds)
+                return self.propose_by(self.researcher.name, proposal, key, tip, context, seconds)
             except (Refused, ResearcherFailed) as reason:
                 refusal = str(reason)
                 self.view.say(f"proposal refused: {refusal}")
@@ -186,14 +183,21 @@ class Loop:
     def incumbent_source(self) -> str:
         return self.ratchet.show(self.session.tip(), TRAIN)
 
+    def incumbent_key(self) -> str:
+        try:
+            return code_key(self.incumbent_source())
+        except SyntaxError as error:
+            raise NotReady(f"{TRAIN} as committed is not valid Python ({error}): mend it and commit") from None
+
     def propose_by(
         self,
         who: str,
         proposal: Proposal,
         key: str,
-        baseline: bool = False,
+        tip: str,
         context: Context | None = None,
         seconds: float = 0.0,
+        baseline: bool = False,
     ) -> Experiment:
         """Give the proposal a number and a folder: from here on it is not lost."""
         n = self.journal.next_number()
@@ -211,6 +215,7 @@ class Loop:
                 description=clean(proposal.description) or "no description",
                 researcher=who,
                 fingerprint=self.session.record.fingerprint,
+                parent=tip,
                 code_key=key,
                 started=now(),
                 seed=runner.DEFAULT_SEED,
@@ -255,11 +260,10 @@ class Loop:
 
     def commit(self, experiment: Experiment) -> Experiment:
         """The proposal as a commit of its own; the branch stays where it is."""
-        tip = self.session.tip()
-        commit = self.commit_on(tip, experiment, experiment.description)
-        patch = self.ratchet.git("diff", tip, commit, "--", TRAIN)
+        commit = self.commit_on(experiment.parent, experiment, experiment.description)
+        patch = self.ratchet.git("diff", experiment.parent, commit, "--", TRAIN)
         write_atomically(self.journal.folder(experiment.n) / "patch", patch + "\n")
-        return self.journal.save(experiment, stage=COMMITTED, commit=commit, parent=tip)
+        return self.journal.save(experiment, stage=COMMITTED, commit=commit)
 
     def measure(self, experiment: Experiment) -> Experiment:
         """Run train.py. A machine that is not ready leaves the experiment here, to be run again."""
@@ -306,7 +310,7 @@ class Loop:
         status = judge(experiment.val_bpb, before)
         commit, tip = experiment.commit or "", self.branch_tip(experiment)
         description = experiment.description
-        if status == KEEP and self.ratchet.blob(tip, TRAIN) != self.ratchet.blob(experiment.parent or "", TRAIN):
+        if status == KEEP and self.ratchet.blob(tip, TRAIN) != self.ratchet.blob(experiment.parent, TRAIN):
             status, description = (
                 results.DISCARD,
                 f"{description} (better, but train.py was committed by hand meanwhile)",
@@ -324,7 +328,7 @@ class Loop:
         return self.journal.save(experiment, stage=JUDGED, **changes)
 
     def branch_tip(self, experiment: Experiment) -> str:
-        return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent or ""
+        return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent
 
     def write_row(self, experiment: Experiment) -> Experiment:
         """One row, once: after a crash the row may be there already."""
@@ -357,7 +361,7 @@ class Loop:
         if not self.lab.train.is_file():
             return
         found = self.lab.train.read_bytes()
-        known = [self.source_of(experiment), self.ratchet.show(experiment.parent or "", TRAIN)]
+        known = [self.source_of(experiment), self.ratchet.show(experiment.parent, TRAIN)]
         if found not in [text.encode() for text in known]:
             copy = self.journal.folder(experiment.n) / "train.py.edited"
             write_atomically(copy, found)

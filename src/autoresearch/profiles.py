@@ -41,7 +41,7 @@ _SIZE_ROWS: dict[str, tuple[int | str, ...]] = {
     "gpu-15gb": (8,  4,           128,        2**16,         64,             "SSSL",           128,            True),
     "gpu-5gb":  (6,  4,           64,         2**15,         64,             "SSL",            64,             True),
     "mps":      (4,  4,           32,         2**12,         16,             "SSSL",           64,             False),
-    "cpu":      (4,  4,           32,         2**12,         16,             "SSSL",           64,             False),
+    "cpu":      (4,  4,           32,         2**11,         8,              "SSSL",           64,             False),
 }
 # fmt: on
 _GPU_FROM_MB = {"gpu-70gb": 70_000, "gpu-36gb": 36_000, "gpu-15gb": 15_000, "gpu-5gb": 0}

@@ -115,10 +115,10 @@ def setup(lab: Lab, hardware: Hardware, wishes: Wishes, say: Callable[[str], Non
     fitted = _fitted(ratchet, start, profile)
     prepare_data(lab, {**_texts(ratchet, start), **fitted}, wishes.num_shards)
 
-    ratchet.enter(tag)
     if fitted:
         commit = ratchet.commit(start, fitted, f"setup: {profile.name} profile\n")
         ratchet.advance(branch, commit, tuple(fitted))
+    ratchet.enter(tag)
     journal.save_session(record)
     return record
 

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autoresearch.journal import Experiment
-from autoresearch.literals import Literal, Value, read_literals, set_literals
+from autoresearch.literals import Literal, Value, code_key, read_literals, set_literals
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
 
 SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
@@ -43,6 +43,7 @@ MAX_INT = 2**40
 MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30
 MIN_DISTANCE, MAX_DISTANCE = 1e-6, 0.99  # of a float to 1
 NAMED = 4  # changes that a description names; the patch has all of them
+ATTEMPTS = 50  # points that are asked for until one is new; where all literals are small whole numbers there are few
 SIGNIFICANT = 3  # digits of a proposed float
 
 optuna.logging.set_verbosity(logging.ERROR)
@@ -174,14 +175,21 @@ class Search:
                 "train.py has no ALL_CAPS literal that search could change: write one, or use another researcher"
             )
         study = self._study(context, dims, origin, baseline)
-        told = self._tell(study, context.history)
+        penalty = _penalty([done.val_bpb for done in scored if done.val_bpb is not None])
+        told = self._tell(study, context.history, penalty)
         distributions = {name: dim.distribution() for name, dim in dims.items()}
-        trial = study.ask(distributions)
-        wanted = {name: dim.decode(trial.params[name]) for name, dim in dims.items()}
-        changes = {name: value for name, value in wanted.items() if value != current[name]}
-        source = set_literals(context.source, changes)
-        details = {"study": study.study_name, "trial": trial.number, "told": told}
-        return Proposal(source, describe(current, changes), details)
+        known = {code_key(context.source): None} | {done.code_key: done.val_bpb for done in context.history}
+        for _ in range(ATTEMPTS):
+            trial = study.ask(distributions)
+            wanted = {name: dim.decode(trial.params[name]) for name, dim in dims.items()}
+            changes = {name: value for name, value in wanted.items() if value != current[name]}
+            source = set_literals(context.source, changes)
+            if (key := code_key(source)) not in known:
+                details = {"study": study.study_name, "trial": trial.number, "told": told}
+                return Proposal(source, describe(current, changes), details)
+            score = known[key]  # no need to run it again
+            study.tell(trial.number, penalty if score is None else score)
+        raise ResearcherFailed(f"{ATTEMPTS} points in a row were tried before: train.py leaves nothing more to search")
 
     @staticmethod
     def _study(
@@ -209,24 +217,27 @@ class Search:
         return study
 
     @staticmethod
-    def _tell(study: optuna.Study, history: Sequence[Experiment]) -> int:
-        """Give the study what became of its open trials. Returns how many were told."""
+    def _tell(study: optuna.Study, history: Sequence[Experiment], penalty: float) -> int:
+        """Give the study what became of its open trials, `penalty` for a crash. Returns how many were told."""
         outcomes = {
             done.details["trial"]: done.val_bpb
             for done in history
             if done.details.get("study") == study.study_name and "trial" in done.details
         }
-        scores = [done.val_bpb for done in history if done.val_bpb is not None]
-        penalty = max(scores) + (max(scores) - min(scores)) + 0.01 if scores else 1e9
         told = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number in outcomes:
                 score = outcomes[trial.number]
                 study.tell(trial.number, penalty if score is None else score)
                 told += 1
-            else:  # never ran: refused as a repeat, or lost with its process
+            else:  # never ran: lost with its process
                 study.tell(trial.number, state=TrialState.FAIL)
         return told
+
+
+def _penalty(scores: Sequence[float]) -> float:
+    """What a crash counts as: clearly worse than the worst that was measured."""
+    return max(scores) + (max(scores) - min(scores)) + 0.01 if scores else 1e9
 
 
 class _NoLock:

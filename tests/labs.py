@@ -1,0 +1,160 @@
+"""Loops at work, for tests that watch, stop and kill them: a lab that is set up once, scripted researchers, background loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT, git, make_lab, toy
+
+PATIENCE = 60.0  # seconds for an event that takes well under one
+AUTORESEARCH = (sys.executable, "-P", "-m", "autoresearch")
+
+
+def template(folder: Path, cache: Path) -> Path:
+    """A lab on autoresearch/test with a budget of 1 s, made by `setup` once, to be copied for each test."""
+    lab = make_lab(folder / "lab")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "AUTORESEARCH_CACHE": str(cache),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    setup = (*AUTORESEARCH, "setup", "--tag", "test", "--time-budget", "1")
+    done = subprocess.run(setup, cwd=lab, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return lab
+
+
+def copy_of(template: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(template, folder, symlinks=True))
+
+
+# -- researchers -----------------------------------------------------------------------------------------------------
+
+
+def setting(name: str, value: Any) -> str:
+    """A researcher's move: another value for a literal."""
+    return f"sed -i 's/^{name} = [^ ]*/{name} = {value}/' train.py; echo '{name} {value}'"
+
+
+def agent(folder: Path, *moves: str) -> str:
+    """`--researcher` for a program that makes these moves, one a call, the last one again and again."""
+    program, calls = folder / "agent", folder / "calls"
+    cases = "\n".join(f"{number}) {move} ;;" for number, move in enumerate(moves[:-1], start=1))
+    program.write_text(
+        f"#!/bin/sh\nn=$(($(cat '{calls}' 2>/dev/null || echo 0) + 1))\necho $n > '{calls}'\n"
+        f"case $n in\n{cases}\n*) {moves[-1]} ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+class Held:
+    """A train.py that goes on only when it is let go."""
+
+    def __init__(self, folder: Path, **literals: Any) -> None:
+        self.latch, self.started, self.file = folder / "latch", folder / "started", folder / "held.py"
+        self.latch.touch()
+        wait = (
+            f"import pathlib\npathlib.Path({str(self.started)!r}).touch()\n"
+            f"while pathlib.Path({str(self.latch)!r}).exists():\n    time.sleep(0.01)\nmain()\n"
+        )
+        source, call = toy(**literals).rsplit("main()\n", 1)
+        assert not call
+        self.source = source + wait
+        self.file.write_text(self.source)
+        self.move = f"cp '{self.file}' train.py; echo held"
+
+    def wait(self) -> None:
+        wait_for(self.started.exists, "the run never began")
+
+    def let_go(self) -> None:
+        self.latch.unlink()
+
+
+# -- loops in the background -----------------------------------------------------------------------------------------
+
+
+def wait_for(event: Callable[[], bool], failure: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not event():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.005)
+
+
+class Background:
+    """A command of autoresearch that runs beside the test; in a process group of its own, as from a shell."""
+
+    def __init__(self, lab: Path, *arguments: str, env: Mapping[str, str], log: Path, before: str = "") -> None:
+        self.log = log
+        command = ("sh", "-c", f'{before} exec "$@"', "sh", *AUTORESEARCH, *arguments)
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=lab, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def until(self, text: str) -> None:
+        wait_for(lambda: text in self.said() or self.process.poll() is not None, f"never said '{text}'")
+        assert text in self.said(), self.said()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+
+
+# -- what is there afterwards ----------------------------------------------------------------------------------------
+
+
+def rows(lab: Path, name: str = "results.tsv") -> list[tuple[str, ...]]:
+    """The table without its header."""
+    header, *lines = (lab / name).read_text().splitlines()
+    assert header == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+    return [tuple(line.split("\t")) for line in lines]
+
+
+def statuses(lab: Path) -> list[str]:
+    return [row[3] for row in rows(lab)]
+
+
+def state(lab: Path, n: int) -> dict[str, Any]:
+    text = (lab / ".autoresearch" / "runs" / str(n) / "state.json").read_text()
+    return dict(json.loads(text))
+
+
+def journal(lab: Path) -> list[dict[str, Any]]:
+    path = lab / ".autoresearch" / "experiments.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tip(lab: Path, name: str = "autoresearch/test") -> str:
+    return git(lab, "rev-parse", name)
+
+
+def processes_of(lab: Path) -> list[str]:
+    """Runs of this lab that are alive."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(lab / ".autoresearch").encode() in environment.read_bytes():
+                found.append(environment.parent.name)
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,334 @@
+"""Claims about the loop: what it runs, what it keeps, what stops it, and that nothing of a person's is lost on the way."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from conftest import Cli, git, toy
+from labs import Background, Held, agent, copy_of, journal, processes_of, rows, setting, state, statuses, template, tip, wait_for
+
+
+@pytest.fixture(scope="module")
+def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return template(tmp_path_factory.mktemp("template"), prepared_cache)
+
+
+@pytest.fixture
+def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
+    """On autoresearch/test, with the toy train.py that scores 1.08, and no baseline yet."""
+    return copy_of(made, tmp_path / "lab")
+
+
+BETTER, WORSE, EQUAL = setting("LR", 0.2), setting("LR", 0.05), setting("LR", 0.5)
+
+
+# -- a session -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_a_baseline_and_n_experiments_and_n_further_on_the_next_call(lab: Path, cli: Cli) -> None:
+    main = tip(lab, "main")
+    first = cli("loop", "--max", "2", "--desc", "a night's\twork")
+    assert first.returncode == 0, first.stderr
+    said = first.stderr.splitlines()
+    assert re.match(r"2 experiments and the baseline, about \d+ s each \(1 s of training\): about .* in all", said[0])
+    assert first.stdout.startswith("a night's work\nSession summary: 2 experiments, ")
+    assert said[-1] == "to take the best into your branch: git checkout main && git merge autoresearch/test"
+    assert len(rows(lab)) == 3
+    assert rows(lab)[0][3:] == ("keep", "baseline")
+
+    second = cli("loop", "--max", "1")
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.startswith("1 experiment, about")
+    assert second.stdout.startswith("a night's work\nSession summary: 3 experiments, ")
+    assert [done["n"] for done in journal(lab)] == [1, 2, 3, 4]
+    assert len(rows(lab)) == 4
+
+    assert tip(lab, "main") == main
+    tried = git(lab, "for-each-ref", "--format=%(refname)", "refs/autoresearch/test").split()
+    assert sorted(tried) == sorted(f"refs/autoresearch/test/{name}" for name in ("1", "2", "3", "4", "results"))
+    for row, number in zip(rows(lab), range(1, 5), strict=True):
+        assert tip(lab, f"refs/autoresearch/test/{number}").startswith(row[0])
+    assert git(lab, "show", "refs/autoresearch/test/results:results.tsv") == (lab / "results.tsv").read_text().rstrip("\n")
+    assert git(lab, "status", "--porcelain") == ""
+
+
+def test_what_is_better_stays_with_its_score_in_its_subject_and_what_is_equal_goes(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("loop", "--max", "3", "--researcher", agent(tmp_path, EQUAL, BETTER, WORSE))
+    assert done.returncode == 0, done.stderr
+    assert [row[1:] for row in rows(lab)] == [
+        ("1.080000", "4.0", "keep", "baseline"),
+        ("1.080000", "4.0", "discard", "LR 0.5"),
+        ("1.050000", "4.0", "keep", "LR 0.2"),
+        ("1.102500", "4.0", "discard", "LR 0.05"),
+    ]
+    assert git(lab, "log", "--format=%s", "-2").splitlines() == [
+        "val_bpb 1.050000 (-0.030000): LR 0.2",
+        "val_bpb 1.080000: baseline",
+    ]
+    assert tip(lab).startswith(rows(lab)[2][0])
+    assert git(lab, "show", "HEAD:train.py") == (lab / "train.py").read_text().rstrip("\n") == toy(LR=0.2).rstrip("\n")
+    assert "-LR = 0.2" in (lab / ".autoresearch/runs/4/patch").read_text()
+
+
+def test_a_crash_is_a_row_and_the_loop_goes_on(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    researcher = agent(tmp_path, setting("MODE", '"crash"'), setting("MODE", '"oom"'), setting("MODE", '"nan"'), BETTER)
+    done = cli("loop", "--max", "4", "--researcher", researcher)
+    assert done.returncode == 0, done.stderr
+    assert [row[1:4] for row in rows(lab)[1:4]] == [("crash", "—", "crash")] * 3
+    assert [each["result"]["crash_class"] for each in journal(lab)[1:4]] == ["error", "oom", "non-finite"]
+    assert rows(lab)[4][3:] == ("keep", "LR 0.2")
+    assert '#2 crash (error): MODE "crash" - RuntimeError: told to crash' in done.stderr
+
+
+def test_a_tag_names_the_branch_of_a_session_of_its_own(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    before = tip(lab)
+    done = cli("loop", "--max", "1", "--tag", "other", "--researcher", agent(tmp_path, BETTER))
+    assert done.returncode == 0, done.stderr
+    assert git(lab, "branch", "--show-current") == "autoresearch/other"
+    assert tip(lab) == before
+    assert git(lab, "for-each-ref", "--format=%(refname:short)", "refs/autoresearch").split() == [
+        f"autoresearch/other/{name}" for name in ("1", "2", "results")
+    ]
+
+
+def test_the_harness_needs_less_than_300_ms_an_experiment(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    moves = [setting("LR", value / 100) for value in range(11, 17)]
+    assert cli("loop", "--max", str(len(moves)), "--researcher", agent(tmp_path, *moves)).returncode == 0
+    own = sorted(done["overhead_seconds"] for done in journal(lab))
+    assert own[len(own) // 2] < 0.3
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_finishes_the_experiment_and_a_session_without_limit_ends_so(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    held = Held(tmp_path, LR=0.2)
+    researcher = agent(tmp_path, held.move, WORSE)
+    loop = Background(lab, "loop", "--max", "0", "--researcher", researcher, env=environment, log=tmp_path / "log")
+    held.wait()
+    loop.send(signal.SIGINT)
+    loop.until("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
+    assert statuses(lab) == ["keep"]
+    held.let_go()
+    assert loop.end() == 0
+    assert "experiments until you stop with Ctrl-C" in loop.said()
+    assert statuses(lab) == ["keep", "keep"]
+    assert tip(lab, "refs/autoresearch/test/results^") == tip(lab)
+
+
+def test_ctrl_c_twice_stops_at_once_and_the_next_start_repeats_the_run(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str], cli: Cli
+) -> None:
+    held = Held(tmp_path, LR=0.05)
+    researcher = agent(tmp_path, held.move, BETTER)
+    loop = Background(lab, "loop", "--researcher", researcher, env=environment, log=tmp_path / "log")
+    held.wait()
+    loop.send(signal.SIGINT)
+    loop.until("stopping after this experiment")
+    loop.send(signal.SIGINT)
+    assert loop.end() == 130
+    assert "the next start goes on from here" in loop.said()
+    assert processes_of(lab) == []
+    assert statuses(lab) == ["keep"]
+    commit = state(lab, 2)["commit"]
+
+    held.let_go()
+    again = cli("loop", "--max", "1", "--researcher", researcher)
+    assert again.returncode == 0, again.stderr
+    assert "#2 was left at 'running': going on from there" in again.stderr
+    assert [done["commit"] for done in journal(lab)][1] == commit == tip(lab, "refs/autoresearch/test/2")
+    assert [row[3:] for row in rows(lab)] == [("keep", "baseline"), ("discard", "held"), ("keep", "LR 0.2")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_or_a_shutdown_stops_at_once(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str], number: signal.Signals
+) -> None:
+    held = Held(tmp_path)
+    loop = Background(lab, "loop", "--researcher", agent(tmp_path, held.move), env=environment, log=tmp_path / "log")
+    held.wait()
+    loop.send(number)
+    assert loop.end() == 130
+    assert processes_of(lab) == []
+    assert state(lab, 2)["stage"] == "running"
+
+
+def test_a_loop_under_nohup_outlives_the_terminal(lab: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
+    held = Held(tmp_path)
+    researcher = agent(tmp_path, held.move)
+    options = ("loop", "--max", "1", "--researcher", researcher)
+    loop = Background(lab, *options, env=environment, log=tmp_path / "log", before="trap '' HUP;")
+    held.wait()
+    loop.send(signal.SIGHUP)
+    held.let_go()
+    assert loop.end() == 0
+    assert statuses(lab) == ["keep", "discard"]
+
+
+def test_ctrl_c_in_a_terminal_reaches_git_too_and_harms_nothing(lab: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
+    """A terminal signals the whole process group; here in the middle of the git command that commits the proposal."""
+    bin, real = tmp_path / "bin", git(lab, "--exec-path") + "/git"
+    bin.mkdir()
+    group = tmp_path / "group"
+    (bin / "git").write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *commit-tree*) [ -s "{group}" ] && kill -INT -$(cat "{group}") && : > "{group}" && sleep 0.05 ;; esac\n'
+        f'exec "{real}" "$@"\n'
+    )
+    (bin / "git").chmod(0o755)
+    with_git = {**environment, "PATH": f"{bin}:{environment['PATH']}"}
+    held = Held(tmp_path)
+    move = f"cp '{tmp_path}/pid' '{group}'; {BETTER}"
+    loop = Background(lab, "loop", "--researcher", agent(tmp_path, held.move, move), env=with_git, log=tmp_path / "log")
+    held.wait()
+    (tmp_path / "pid").write_text(str(loop.process.pid))
+    held.let_go()
+    assert loop.end() == 0, loop.said()
+    assert "stopping after this experiment" in loop.said()
+    assert statuses(lab) == ["keep", "discard", "keep"]
+
+
+def test_detach_says_how_to_follow_and_works_on_alone(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    held = Held(tmp_path, LR=0.2)
+    begun = cli("loop", "--max", "1", "--detach", "--researcher", agent(tmp_path, held.move))
+    assert begun.returncode == 0, begun.stderr
+    log = lab / ".autoresearch" / "loop.log"
+    said = re.fullmatch(rf"running as process (\d+); follow it: tail -f {log}; stop it .*: kill -INT (\d+)\n", begun.stdout)
+    assert said and said[1] == said[2]
+    held.wait()
+    held.let_go()
+    wait_for(lambda: "to take the best" in log.read_text(), "the detached loop never ended")
+    assert statuses(lab) == ["keep", "keep"]
+
+
+def test_a_detached_loop_that_can_t_begin_says_why(lab: Path, cli: Cli) -> None:
+    (lab / "constants.py").write_text("nonsense\n")
+    done = cli("loop", "--max", "1", "--detach")
+    assert done.returncode == 3
+    assert "constants.py" in done.stderr
+
+
+# -- a person at the same desk ---------------------------------------------------------------------------------------
+
+
+def test_a_program_that_is_edited_during_the_session_is_committed_by_the_loop(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    edit = f"echo 'Try the depth.' >> '{lab}/program.md'"
+    researcher = agent(tmp_path, f"{edit}; {WORSE}", f"cp BRIEF.md '{tmp_path}'; {BETTER}")
+    done = cli("loop", "--max", "2", "--researcher", researcher)
+    assert done.returncode == 0, done.stderr
+    assert git(lab, "log", "--format=%s", "-2").splitlines()[1] == "program.md: changed by its author"
+    assert git(lab, "diff", "--name-only", "HEAD~2", "HEAD~1") == "program.md"
+    assert "Try the depth." in (tmp_path / "BRIEF.md").read_text()
+    assert git(lab, "status", "--porcelain") == ""
+
+
+def test_other_uncommitted_changes_stop_it_at_the_start_with_the_names(lab: Path, cli: Cli) -> None:
+    (lab / "prepare.py").write_text("# mine\n")
+    (lab / "uv.lock").unlink()
+    done = cli("loop", "--max", "1")
+    assert done.returncode == 3
+    assert "uncommitted changes in prepare.py, uv.lock: commit them" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (lab / "results.tsv").exists()
+
+
+@pytest.mark.parametrize("then", ["", "; git -C {lab} -c user.name=p -c user.email=p@p commit --quiet --all --message=mine"])
+def test_a_read_only_file_that_changes_during_the_session_stops_it(lab: Path, tmp_path: Path, cli: Cli, then: str) -> None:
+    move = f"echo '# longer' >> '{lab}/constants.py'" + then.format(lab=lab)
+    done = cli("loop", "--max", "2", "--researcher", agent(tmp_path, f"{move}; {WORSE}", BETTER))
+    assert done.returncode == 3
+    assert "constants.py changed during the session: take it back" in done.stderr
+    assert statuses(lab) == ["keep", "discard"]
+
+
+def test_another_branch_under_the_session_stops_it(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    move = f"git -C '{lab}' switch --quiet main; {BETTER}"
+    done = cli("loop", "--max", "2", "--researcher", agent(tmp_path, move))
+    assert done.returncode == 3
+    assert "is now on main: 'git switch autoresearch/test' and start again" in done.stderr
+    assert git(lab, "log", "-1", "--format=%s", "autoresearch/test") == "val_bpb 1.050000 (-0.030000): LR 0.2"
+    assert git(lab, "status", "--porcelain") == ""
+    assert git(lab, "log", "--format=%s", "main") == "a lab"
+
+
+def test_a_branch_deleted_under_the_session_stops_it_with_the_way_back(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    move = f"git -C '{lab}' update-ref -d refs/heads/autoresearch/test; {WORSE}"
+    done = cli("loop", "--max", "2", "--researcher", agent(tmp_path, move, BETTER))
+    assert done.returncode == 3
+    way_back = re.search(r"the branch autoresearch/test is gone: bring it back with 'git (update-ref \S+ \S+)'", done.stderr)
+    assert way_back
+    assert "is gone" in cli("loop", "--max", "1").stderr
+    git(lab, *way_back[1].split())
+    assert cli("loop", "--max", "1", "--researcher", agent(tmp_path, BETTER)).returncode == 0
+    assert statuses(lab)[0] == statuses(lab)[-1] == "keep"
+
+
+def test_an_edit_of_train_py_during_a_run_is_kept_aside_where_a_keep_replaces_it(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    held = Held(tmp_path, LR=0.2)
+    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, held.move))
+    loop = Background(lab, *options, env=environment, log=tmp_path / "log")
+    held.wait()
+    (lab / "train.py").write_text("# my idea\n")
+    held.let_go()
+    assert loop.end() == 0
+    assert (lab / "train.py").read_text() == held.source
+    assert (lab / ".autoresearch/runs/2/train.py.edited").read_text() == "# my idea\n"
+    assert "the edit is kept in" in loop.said()
+
+
+def test_a_train_py_committed_by_hand_between_sessions_is_a_new_baseline(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli("loop", "--max", "1", "--researcher", agent(tmp_path, BETTER)).returncode == 0
+    (lab / "train.py").write_text(toy(DEPTH=8, LR=0.1))
+    git(lab, "commit", "--quiet", "--all", "--message=deeper")
+    done = cli("loop", "--max", "1", "--researcher", agent(tmp_path, setting("LR", 0.25)))
+    assert done.returncode == 0, done.stderr
+    assert [row[1] + " " + row[3] + " " + row[4] for row in rows(lab)[2:]] == ["1.080000 keep baseline", "1.042500 keep LR 0.25"]
+    assert git(lab, "log", "--format=%s", "-2", "HEAD~1").splitlines() == ["val_bpb 1.080000: baseline", "deeper"]
+
+
+def test_a_train_py_committed_by_hand_during_a_run_is_never_replaced(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "theirs.py").write_text(toy(LR=0.28))
+    commit = f"git -C '{lab}' -c user.name=p -c user.email=p@p commit --quiet --all --message=theirs"
+    move = f"cp '{tmp_path}/theirs.py' '{lab}/train.py'; {commit}; {BETTER}"
+    # The commit comes while the researcher thinks: what it proposes then is made from the train.py before it.
+    done = cli("loop", "--max", "2", "--researcher", agent(tmp_path, move, setting("DEPTH", 5)))
+    assert done.returncode == 0, done.stderr
+    assert "theirs" in git(lab, "log", "--format=%s").splitlines()
+    assert (lab / "train.py").read_text() == toy(LR=0.28, DEPTH=5)
+    assert [row[4] for row in rows(lab) if row[3] == "keep"] == ["baseline", "baseline", "DEPTH 5"]
+
+
+# -- what scores depend on -------------------------------------------------------------------------------------------
+
+
+def test_new_constants_begin_a_new_table_and_the_old_ones_bring_theirs_back(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli("loop", "--max", "1", "--researcher", agent(tmp_path, WORSE)).returncode == 0
+    first, old = rows(lab), (lab / "constants.py").read_text()
+
+    (lab / "constants.py").write_text(old.replace("TIME_BUDGET = 1 ", "TIME_BUDGET = 2 "))
+    git(lab, "commit", "--quiet", "--all", "--message=longer")
+    done = cli("loop", "--max", "1", "--researcher", agent(tmp_path, BETTER))
+    assert done.returncode == 0, done.stderr
+    assert "scores from now on don't compare with the earlier ones:\n  TIME_BUDGET: 1 -> 2\n" in done.stderr
+    (aside,) = lab.glob("results-*.tsv")
+    assert f"the earlier rows are in {aside.name}; results.tsv begins anew" in done.stderr
+    assert rows(lab, aside.name) == first
+    assert [row[3:] for row in rows(lab)] == [("keep", "baseline"), ("keep", "LR 0.2")]
+    second = rows(lab)
+
+    (lab / "constants.py").write_text(old)
+    git(lab, "commit", "--quiet", "--all", "--message=back")
+    again = cli("loop", "--max", "1", "--researcher", agent(tmp_path, setting("LR", 0.25)))
+    assert again.returncode == 0, again.stderr
+    assert rows(lab)[: len(first)] == first
+    assert len(rows(lab)) == len(first) + 2, "a baseline for the train.py that was kept meanwhile, and one experiment"
+    (aside,) = lab.glob("results-*.tsv")
+    assert rows(lab, aside.name) == second

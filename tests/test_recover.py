@@ -1,0 +1,398 @@
+"""Claims about recovery: a loop that is killed at any instant loses no row, doubles none, and the next start goes on.
+
+The loop runs in a fork of the test that kills itself with SIGKILL at a named instant. What each researcher's move is depends on the
+rows alone, so that every session, however often it is killed, must end with the same table.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from conftest import Cli, git, make_lab, toy
+from labs import (
+    AUTORESEARCH,
+    Background,
+    Held,
+    agent,
+    copy_of,
+    journal,
+    processes_of,
+    rows,
+    setting,
+    state,
+    template,
+    tip,
+    wait_for,
+)
+
+from autoresearch import cli as commands
+from autoresearch import loop, results, session, setup
+from autoresearch.journal import Experiment, Journal
+from autoresearch.ratchet import Ratchet
+
+BASELINE, BETTER, WORSE = ("1.080000", "keep", "baseline"), ("1.050000", "keep", "LR 0.2"), ("1.102500", "discard", "LR 0.05")
+CRASHED = ("crash", "crash", 'MODE "crash"')
+
+
+def researcher(folder: Path, first: str = setting("LR", 0.2), then: str = setting("LR", 0.05)) -> str:
+    """One move where the table has the baseline alone, another where it has more."""
+    return agent(folder, f"case $(grep -c . results.tsv) in 2) {first} ;; *) {then} ;; esac")
+
+
+@pytest.fixture(scope="module")
+def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return template(tmp_path_factory.mktemp("template"), prepared_cache)
+
+
+@pytest.fixture
+def fresh(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
+    """On autoresearch/test, without a baseline."""
+    return copy_of(made, tmp_path / "lab")
+
+
+@pytest.fixture(scope="module")
+def measured(made: Path, prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lab = copy_of(made, tmp_path_factory.mktemp("measured") / "lab")
+    environment = {**os.environ, "AUTORESEARCH_CACHE": str(prepared_cache), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(commands.__file__).parents[1])
+    done = subprocess.run([*AUTORESEARCH, "run", "--record", "as it is"], cwd=lab, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return lab
+
+
+@pytest.fixture
+def lab(measured: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
+    """With the baseline in its table."""
+    return copy_of(measured, tmp_path / "lab")
+
+
+# -- killing ---------------------------------------------------------------------------------------------------------
+
+
+def die(*_: Any, **__: Any) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def in_fork(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None) -> int:
+    """The command in a fork of this process; returns how it ended, as waitpid's status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            log = os.open(lab.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(log, stream)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            os.chdir(lab)
+            rigged()
+            code = commands.main(list(arguments))
+            sys.stdout.flush()
+            os._exit(code)
+        finally:
+            os._exit(99)
+    return os.waitpid(child, 0)[1]
+
+
+def killed(lab: Path, *arguments: str, rigged: Callable[[], None]) -> None:
+    status = in_fork(lab, *arguments, rigged=rigged)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (status, (lab.parent / "log").read_text())
+
+
+def finished(lab: Path, *arguments: str) -> str:
+    """The next start, which must end well. Returns what it said."""
+    (lab.parent / "log").write_text("")
+    status = in_fork(lab, *arguments)
+    said = (lab.parent / "log").read_text()
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0, said
+    return said
+
+
+def at(stage: str, when: str) -> Callable[[], None]:
+    """Die before or after a state of that stage is on disk: with the work done and not noted, or noted and not followed."""
+
+    def rig() -> None:
+        save = Journal.save
+
+        def rigged(self: Journal, experiment: Experiment, **changes: Any) -> Experiment:
+            hit = changes.get("stage", experiment.stage) == stage
+            if hit and when == "before":
+                die()
+            saved = save(self, experiment, **changes)
+            if hit:
+                die()
+            return saved
+
+        Journal.save = rigged  # type: ignore[method-assign]
+
+    return rig
+
+
+def in_append(part: float) -> Callable[[], None]:
+    """Die with a part of the row written."""
+
+    def rig() -> None:
+        def rigged(path: Path, row: results.Row) -> None:
+            line = results.format_row(row)
+            with path.open("a") as file:
+                file.write(line[: int(part * len(line))])
+            die()
+
+        loop.results.append = rigged
+
+    return rig
+
+
+def in_git(words: str, when: str) -> Callable[[], None]:
+    """Die before or after the first git command that begins with these words."""
+
+    def rig() -> None:
+        call = Ratchet.git_bytes
+
+        def rigged(self: Ratchet, *arguments: str, **options: Any) -> bytes:
+            hit = " ".join(arguments).startswith(words)
+            if hit and when == "before":
+                die()
+            done = call(self, *arguments, **options)
+            if hit:
+                die()
+            return done
+
+        Ratchet.git_bytes = rigged  # type: ignore[method-assign]
+
+    return rig
+
+
+def in_journal(part: float) -> Callable[[], None]:
+    """Die with a part of the experiment's line in experiments.jsonl."""
+
+    def rig() -> None:
+        save = Journal.save
+
+        def rigged(self: Journal, experiment: Experiment, **changes: Any) -> Experiment:
+            if changes.get("stage", experiment.stage) == "settled":
+                path = self.root / "experiments.jsonl"
+                *whole, last = path.read_text().splitlines(keepends=True)
+                path.write_text("".join(whole) + last[: int(part * len(last))])
+                die()
+            return save(self, experiment, **changes)
+
+        Journal.save = rigged  # type: ignore[method-assign]
+
+    return rig
+
+
+# -- what must hold afterwards ---------------------------------------------------------------------------------------
+
+
+def check(lab: Path, *expected: tuple[str, str, str]) -> None:
+    """Rows, journal, references, branch, working tree, processes and lock are as if nothing had happened."""
+    table, settled = rows(lab), journal(lab)
+    assert [(row[1], row[3], row[4]) for row in table] == list(expected)
+    assert [row[0] for row in table] == [done["commit"][:7] for done in settled]
+    numbers = [done["n"] for done in settled]
+    assert numbers == sorted(set(numbers))
+    assert (lab / "results.tsv").read_bytes().endswith(b"\n")
+    for done in settled:
+        assert tip(lab, f"refs/autoresearch/test/{done['n']}") == done["commit"]
+        assert state(lab, done["n"])["stage"] == "settled"
+    incumbent = [done for done in settled if done["status"] == "keep"][-1]
+    assert tip(lab) == incumbent["commit"]
+    folder = lab / ".autoresearch" / "runs" / str(incumbent["n"])
+    assert (lab / "train.py").read_text() == (folder / "train.py").read_text()
+    assert git(lab, "status", "--porcelain") == ""
+    assert git(lab, "log", "--format=%s", "main") == "a lab"
+    assert processes_of(lab) == []
+    with (lab / ".autoresearch" / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+STAGES = ("committed", "running", "measured", "judged", "recorded", "settled")
+INSTANTS = {
+    **{f"{when} {stage}": at(stage, when) for stage in STAGES for when in ("before", "after")},
+    "after proposed": at("proposed", "after"),
+    "before the commit's reference": in_git("update-ref refs/autoresearch", "before"),
+    "in the row": in_append(0.5),
+    "in the row's description": in_append(1.0),
+    "before the branch moves": in_git("update-ref refs/heads", "before"),
+    "before train.py is brought": in_git("checkout", "before"),
+    "after train.py is brought": in_git("checkout", "after"),
+    "in the journal's line": in_journal(0.5),
+}
+
+
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_a_loop_that_is_killed_before_a_keep_is_settled_loses_nothing(lab: Path, tmp_path: Path, instant: str) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    killed(lab, *options, rigged=INSTANTS[instant])
+    said = finished(lab, *options)
+    assert ("#2 was left at" in said) == (instant not in ("after settled", "before settled", "in the journal's line")) or (
+        instant == "in the journal's line"
+    )
+    check(lab, BASELINE, BETTER, WORSE)
+
+
+@pytest.mark.parametrize("instant", ["after running", "before judged", "before recorded", "after recorded", "before settled"])
+@pytest.mark.parametrize("kind", ["discard", "crash"])
+def test_a_loop_that_is_killed_before_a_discard_or_a_crash_is_settled_loses_nothing(
+    lab: Path, tmp_path: Path, instant: str, kind: str
+) -> None:
+    first = setting("LR", 0.05) if kind == "discard" else setting("MODE", '"crash"')
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path, first, setting("LR", 0.2)))
+    killed(lab, *options, rigged=INSTANTS[instant])
+    finished(lab, *options)
+    check(lab, BASELINE, WORSE if kind == "discard" else CRASHED, BETTER)
+
+
+@pytest.mark.parametrize("instant", ["after proposed", "after running", "before judged", "before recorded", "before settled"])
+def test_a_loop_that_is_killed_in_its_baseline_has_one_baseline(fresh: Path, tmp_path: Path, instant: str) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    killed(fresh, *options, rigged=INSTANTS[instant])
+    finished(fresh, *options)
+    check(fresh, BASELINE, BETTER)
+
+
+@pytest.mark.parametrize("instant", ["after proposed", "after running", "after recorded", "after train.py is brought"])
+@pytest.mark.parametrize("next_start", ["loop", "record"])
+@pytest.mark.parametrize("value", [0.05, 0.2])
+def test_a_recorded_edit_whose_turn_is_killed_comes_to_its_end(
+    lab: Path, tmp_path: Path, instant: str, next_start: str, value: float
+) -> None:
+    (lab / "train.py").write_text(toy(LR=value))
+    record = ("run", "--record", f"LR {value}")
+    killed(lab, *record, rigged=INSTANTS[instant])
+    then = setting("LR", 0.25)
+    finished(lab, *(record if next_start == "record" else ("loop", "--max", "1", "--researcher", researcher(tmp_path, then, then))))
+    after = [] if next_start == "record" else [("1.042500", "keep", "LR 0.25")]
+    check(lab, BASELINE, WORSE if value == 0.05 else BETTER, *after)
+
+
+def test_a_proposal_that_was_not_noted_yet_is_asked_for_again(lab: Path, tmp_path: Path) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    killed(lab, *options, rigged=at("proposed", "before"))
+    finished(lab, *options)
+    check(lab, BASELINE, BETTER)
+
+
+def test_a_loop_that_is_killed_again_and_again_goes_on_from_where_it_is(lab: Path, tmp_path: Path) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    for instant in ("after proposed", "after committed", "before measured", "in the row", "before train.py is brought"):
+        killed(lab, *options, rigged=INSTANTS[instant])
+    finished(lab, *options)
+    check(lab, BASELINE, BETTER, WORSE)
+
+
+def test_a_run_that_is_left_alive_is_killed_and_repeated(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str], cli: Cli
+) -> None:
+    """Also what it started in a session of its own, out of reach of a signal to its group."""
+    held = Held(tmp_path, LR=0.2)
+    child = (
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+    )
+    held.file.write_text(child + held.source)
+    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, held.move, setting("LR", 0.05)))
+    loop = Background(lab, *options, env=environment, log=tmp_path / "log")
+    held.wait()
+    loop.send(signal.SIGKILL)
+    assert loop.end() == -signal.SIGKILL
+    assert len(processes_of(lab)) == 2
+    held.let_go()
+    done = cli(*options)
+    assert done.returncode == 0, done.stderr
+    check(lab, BASELINE, ("1.050000", "keep", "held"), WORSE)
+
+
+def test_a_run_by_hand_that_is_left_alive_is_killed_by_the_next_start(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    held = Held(tmp_path)
+    (lab / "train.py").write_text(held.source)
+    run = Background(lab, "run", env=environment, log=tmp_path / "log")
+    held.wait()
+    run.send(signal.SIGKILL)
+    run.end()
+    assert len(processes_of(lab)) == 1
+    git(lab, "checkout", "train.py")
+    finished(lab, "loop", "--max", "1", "--researcher", researcher(tmp_path))
+    check(lab, BASELINE, BETTER)
+
+
+# -- what a power cut can leave --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"n": 2, "sess', b"\0" * 300, b"[]", b"{}"])
+def test_a_torn_state_costs_that_experiment_alone(lab: Path, tmp_path: Path, torn: bytes) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    killed(lab, *options, rigged=at("running", "after"))
+    (lab / ".autoresearch/runs/2/state.json").write_bytes(torn)
+    finished(lab, *options)
+    check(lab, BASELINE, BETTER)
+    assert [done["n"] for done in journal(lab)] == [1, 3]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"n": 2, "sess', b"\0" * 300])
+def test_a_torn_line_of_the_journal_is_written_again(lab: Path, tmp_path: Path, torn: bytes) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    finished(lab, *options)
+    path = lab / ".autoresearch" / "experiments.jsonl"
+    first, _ = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + torn)
+    finished(lab, *options)
+    assert [done["n"] for done in map(Experiment.from_json, path.read_bytes().splitlines()) if done] == [1, 2, 3]  # type: ignore[attr-defined]
+    assert [(row[1], row[3], row[4]) for row in rows(lab)] == [BASELINE, BETTER, WORSE]
+
+
+# -- before the loop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_change_of_tables_that_is_killed_in_the_middle_loses_no_row(lab: Path, tmp_path: Path, when: str) -> None:
+    """New constants and back again: the second change moves one table away and another in."""
+    old = (lab / "constants.py").read_text()
+    (lab / "constants.py").write_text(old.replace("TIME_BUDGET = 1 ", "TIME_BUDGET = 2 "))
+    git(lab, "commit", "--quiet", "--all", "--message=longer")
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    finished(lab, *options)
+    second = rows(lab)
+    (lab / "constants.py").write_text(old)
+    git(lab, "commit", "--quiet", "--all", "--message=back")
+
+    def rig() -> None:
+        write = session.write_atomically
+
+        def rigged(path: Path, data: str | bytes) -> None:
+            if path.name == "results.fingerprint":
+                if when == "after":
+                    write(path, data)
+                die()
+            write(path, data)
+
+        session.write_atomically = rigged
+
+    killed(lab, *options, rigged=rig)
+    finished(lab, *options)
+    (aside,) = lab.glob("results-*.tsv")
+    assert rows(lab, aside.name) == second
+    assert [(row[1], row[3]) for row in rows(lab)] == [("1.080000", "keep"), ("1.050000", "keep"), ("1.102500", "discard")]
+
+
+@pytest.mark.parametrize(
+    "instant", [("commit-tree", "after"), ("update-ref", "after"), ("switch", "before"), ("switch", "after")], ids=" ".join
+)
+def test_a_setup_that_is_killed_is_done_again(environment: Mapping[str, str], tmp_path: Path, instant: tuple[str, str]) -> None:
+    lab = make_lab(tmp_path / "lab")
+    killed(lab, "setup", "--tag", "test", rigged=in_git(*instant))
+    finished(lab, "setup", "--tag", "test")
+    assert git(lab, "log", "--format=%s").splitlines() == ["setup: cpu profile", "a lab"]
+    assert git(lab, "branch", "--show-current") == "autoresearch/test"
+    assert git(lab, "status", "--porcelain") == ""
+    assert git(lab, "log", "--format=%s", "main") == "a lab"

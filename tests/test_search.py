@@ -1,0 +1,438 @@
+"""Claims about the search: it starts at what is there, proposes what can run, and forgets nothing that it was told."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import ROOT, TOY_TRAIN, Cli, git, toy
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from autoresearch.check import Refused, check
+from autoresearch.journal import CRASHED, SCORED, SETTLED, Experiment, RunResult
+from autoresearch.lab import Lab
+from autoresearch.literals import code_key, read_literals, set_literals, values
+from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers.search import Dimension, Search, describe, dimension
+
+Score = Callable[[dict[str, Any]], float | None]
+
+
+def bowl(literals: dict[str, Any]) -> float:
+    """The toy train.py's score."""
+    return 1 + (literals["LR"] - 0.3) ** 2 + 0.01 * (literals["DEPTH"] - 6) ** 2
+
+
+@dataclass
+class Game:
+    """The loop without its runs: the search proposes, `score` answers, the best is the incumbent. Each turn is a new process's."""
+
+    root: Path
+    source: str
+    score: Score = bowl
+    history: list[Experiment] = field(default_factory=list)
+    incumbent: str = ""
+
+    def __post_init__(self) -> None:
+        self.incumbent = self.source
+        self.enter(Proposal(self.source, "baseline"), baseline=True)
+
+    @property
+    def best(self) -> float:
+        return min(done.val_bpb for done in self.history if done.val_bpb is not None)
+
+    def context(self) -> Context:
+        return Context(Lab(self.root), self.incumbent, "", tuple(self.history), self.root)
+
+    def enter(self, proposal: Proposal, baseline: bool = False) -> Experiment:
+        literals = values(proposal.source)
+        score = self.score(literals)
+        done = Experiment(
+            n=len(self.history) + 1,
+            session="night",
+            stage=SETTLED,
+            description=proposal.description,
+            researcher="search",
+            fingerprint="f",
+            code_key=code_key(proposal.source),
+            started="",
+            parent="p",
+            baseline=baseline,
+            result=RunResult(CRASHED, crash_class="oom") if score is None else RunResult(SCORED, val_bpb=score),
+            status="keep",
+            literals=literals,
+            details=json.loads(json.dumps(proposal.details)),
+        )
+        if score is not None and (baseline or score < self.best):
+            self.incumbent = proposal.source
+        self.history.append(done)
+        return done
+
+    def turn(self) -> Experiment:
+        proposal = Search().propose(self.context())
+        check(proposal.source, self.incumbent, [done.code_key for done in self.history])
+        return self.enter(proposal)
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """What Optuna has on disk in the newest study."""
+        name = self.history[-1].details["study"]
+        storage = JournalStorage(JournalFileBackend(str(self.root / ".autoresearch" / "search" / f"{name}.log")))
+        return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def of(line: str) -> Dimension | None:
+    (literal,) = read_literals(line + "\n").values()
+    return dimension(literal)
+
+
+# -- how a literal is searched -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "low", "high"),
+    [
+        ("LR = 0.04  # Muon", "log", 0.01, 0.16),
+        ("LR = 0.4", "log", 0.1, 1.0),  # a fraction stays one
+        ("ROPE = 200_000.0", "log", 50_000.0, 800_000.0),
+        ("CAP = 15.0", "log", 3.75, 60.0),
+        ("BETA = 0.95", "near_one", 0.8, 0.9875),
+        ("BETA = 0.5", "near_one", 0.01, 0.875),
+        ("DEPTH = 9", "int", 4, 18),
+        ("DEPTH = 1", "int", 1, 2),
+        ("HIDDEN = 48", "int", 24, 96),
+        ("BATCH = 2**18", "power", 2**16, 2**20),
+        ("ROWS = 16", "power", 4, 64),
+        ('PATTERN = "SSL"  # repeated; one of: L, SL, SSL (in this order)', "choice", "L", "SSL"),
+        ("EVERY = 2  # 0: none; one of: 1, 2, 3", "choice", 1, 3),
+        ("FLAG = True  # one of: True, False", "choice", True, False),
+        ("RATE = 0.5  # one of: 0.25, 0.5", "choice", 0.25, 0.5),
+    ],
+)
+def test_a_literal_is_searched_around_its_value_by_its_kind(line: str, kind: str, low: Any, high: Any) -> None:
+    dim = of(line)
+    assert dim is not None and dim.kind == kind
+    ends = sorted((dim.decode(end) for end in dim.limits()), key=[low, high].index if kind == "choice" else None)
+    assert ends == [pytest.approx(low), pytest.approx(high)]
+    assert type(ends[0]) is type(low)
+    assert dim.decode(dim.encode(dim.value)) == dim.value
+    assert dim.holds(dim.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "HEAD_DIM = 128  # even; fixed",
+        "FLAG = True",
+        "NAME = 'text'",
+        "ZERO = 0.0",
+        "NEGATIVE = -1.0",
+        "TABLE = [1, 2]",
+        "PATTERN = 'SL'  # one of: L, SSL",
+        "ONLY = 2  # one of: 2",
+        "EPS = 1e-38",
+        "HUGE = 1e300",
+        "SEED = 2**62",
+        "ALMOST = 0.99999999",
+    ],
+)
+def test_what_is_fixed_or_no_setting_is_left_alone(line: str) -> None:
+    assert of(line) is None
+
+
+def test_the_real_train_py_has_settings_to_search_and_its_fixed_ones_are_left_alone() -> None:
+    literals = read_literals((ROOT / "train.py").read_text())
+    dims = {name for name, literal in literals.items() if dimension(literal)}
+    assert {"DEPTH", "MATRIX_LR", "MUON_MOMENTUM", "TOTAL_BATCH"} <= dims
+    assert not dims & {"HEAD_DIM", "DEVICE_BATCH", "COMPILE", "PEAK_FLOPS"}
+
+
+def test_a_proposed_number_is_written_with_few_digits() -> None:
+    near_one, log = Dimension("B", "near_one", 0.95), Dimension("L", "log", 0.04)
+    assert near_one.decode(0.9000001) == 0.1 and near_one.decode(0.0123456) == 0.9877
+    assert log.decode(0.123456) == 0.123
+
+
+# -- what it proposes ----------------------------------------------------------------------------------------------------
+
+RICH = """\
+LR = 0.04  # learning rate
+BETA = 0.95
+DEPTH = 4
+BATCH = 4096
+PATTERN = "SSL"  # one of: L, SL, SSL
+HEAD = 64  # fixed
+NAME = "name"
+
+
+def f(LR):
+    return LR  # LR = 0.04
+"""
+
+
+def rich(literals: dict[str, Any]) -> float | None:
+    if literals["DEPTH"] > 6:
+        return None  # out of memory
+    return 1 + abs(math.log(literals["LR"] / 0.06)) / 10 + abs(literals["BETA"] - 0.9) + literals["BATCH"] / 1e6
+
+
+def test_every_proposal_is_python_in_range_and_differs_in_the_searched_literals_alone(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    dims = {name: dim for name, literal in read_literals(RICH).items() if (dim := dimension(literal))}
+    for _ in range(30):
+        proposal = Search().propose(game.context())
+        ast.parse(proposal.source)
+        found = values(proposal.source)
+        assert set_literals(proposal.source, {name: values(RICH)[name] for name in dims}) == RICH
+        assert all(dims[name].holds(found[name]) for name in dims), found
+        assert found["HEAD"] == 64 and found["BATCH"].bit_count() == 1
+        game.enter(proposal)
+
+
+def test_it_starts_at_the_current_values_with_small_steps(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    first = [game.turn().literals or {} for _ in range(6)]
+    assert all(0.02 < each["LR"] < 0.08 and 0.9 < each["BETA"] < 0.975 for each in first)
+    assert game.trials()[0].value == game.history[0].val_bpb
+    assert game.trials()[0].params["LR"] == 0.04
+
+
+def test_a_description_names_what_changed_the_largest_first() -> None:
+    before = {"A": 1.0, "B": 4, "C": "SL", "D": 0.5, "E": 0.1, "F": 0.1}
+    after = {"A": 2.0, "B": 5, "C": "L", "D": 0.51, "E": 0.111111, "F": 0.1001}
+    assert describe(before, after) == "C SL->L, A 1->2, B 4->5, E 0.1->0.111, 2 smaller steps"
+
+
+def test_the_same_session_proposes_the_same_twice(tmp_path: Path) -> None:
+    games = [Game(tmp_path / name, RICH, rich) for name in ("a", "b")]
+    for game in games:
+        for _ in range(10):
+            game.turn()
+    assert [done.literals for done in games[0].history] == [done.literals for done in games[1].history]
+
+
+def test_in_40_trials_it_comes_to_the_low_part_of_the_bowl(tmp_path: Path) -> None:
+    game = Game(tmp_path, TOY_TRAIN)
+    start = game.best
+    for _ in range(40):
+        game.turn()
+    assert start == pytest.approx(1.08)
+    assert game.best < 1.02, "three quarters of the way down"
+    found = values(game.incumbent)
+    assert 0.2 < found["LR"] <= 0.4 and found["DEPTH"] in (5, 6, 7)
+
+
+def test_nothing_is_proposed_twice_and_a_space_that_is_used_up_is_told(tmp_path: Path) -> None:
+    game = Game(tmp_path, "DEPTH = 3\nKIND = 1  # one of: 1, 2\n", lambda literals: literals["DEPTH"] + literals["KIND"])
+    with pytest.raises(ResearcherFailed, match="nothing more to search"):
+        for _ in range(20):
+            game.turn()
+    tried = [json.dumps(done.literals) for done in game.history]
+    assert len(tried) == len(set(tried)) >= 6
+
+
+def test_a_single_literal_can_be_searched(tmp_path: Path) -> None:
+    game = Game(tmp_path, "LR = 0.1\n", lambda literals: (literals["LR"] - 0.2) ** 2 + 1)
+    for _ in range(30):
+        game.turn()
+    assert values(game.incumbent)["LR"] == pytest.approx(0.2, rel=0.15)
+
+
+def test_a_train_py_without_literals_is_told_by_the_search_and_ends_the_loop(lab: Path, cli: Cli, tmp_path: Path) -> None:
+    with pytest.raises(ResearcherFailed, match="no ALL_CAPS literal"):
+        Search().propose(Game(tmp_path, "lr = 0.1\n", lambda _: 1.0).context())
+    source = TOY_TRAIN.replace("LR = 0.1  #", "LR = 0.1  # fixed;").replace("DEPTH = 4  #", "DEPTH = 4  # fixed;")
+    (lab / "train.py").write_text(source)
+    git(lab, "commit", "--quiet", "--all", "--message=fixed")
+    done = cli("loop", "--max", "1")
+    assert done.returncode == 3 and "no ALL_CAPS literal" in done.stderr
+    assert (lab / "results.tsv").read_text().count("\n") == 2  # the header and the baseline
+
+
+# -- what it is told -----------------------------------------------------------------------------------------------------
+
+
+def test_every_outcome_is_told_once_also_after_a_restart(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    for number in range(8):
+        done = game.turn()
+        assert done.details["told"] == min(number, 1)
+    states = [trial.state for trial in game.trials()]
+    assert states == [TrialState.COMPLETE] * 8 + [TrialState.RUNNING]
+    told = [trial.value for trial in game.trials()[1:-1]]
+    assert told == [done.val_bpb for done in game.history[1:-1]]
+
+
+def test_a_session_in_two_processes_goes_the_way_of_one(lab: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("loop", "--max", "4", "--tag", "x").returncode == 0
+    whole = [line.split("\t")[1:] for line in (lab / "results.tsv").read_text().splitlines()]
+    subprocess.run(["git", "clone", "--quiet", "--branch", "main", str(lab), str(tmp_path / "again")], check=True)
+    for count in ("1", "3"):
+        assert cli("loop", "--max", count, "--tag", "x", cwd=tmp_path / "again").returncode == 0
+    parts = [line.split("\t")[1:] for line in (tmp_path / "again" / "results.tsv").read_text().splitlines()]
+    assert parts == whole and len(parts) == 6
+
+
+def test_a_crash_is_told_as_worse_than_the_worst(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, lambda literals: None if literals["LR"] > 0.045 else rich(literals))
+    while game.turn().val_bpb is not None:
+        assert len(game.history) < 100, "no crash in 100 trials"
+    crashed = game.history[-1].details["trial"]
+    game.turn()
+    worst = max(done.val_bpb for done in game.history if done.val_bpb is not None)
+    value = game.trials()[crashed].value
+    assert value is not None and math.isfinite(value) and value > worst
+
+
+def test_a_first_trial_that_crashes_is_told_too(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, lambda literals: 1.0 if literals == values(RICH) else None)
+    game.turn()
+    game.turn()
+    value = game.trials()[1].value
+    assert value is not None and 1.0 < value < 10.0
+
+
+def test_a_proposal_that_was_never_run_is_closed_and_forgotten(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    Search().propose(game.context())  # its process died
+    second = game.turn()
+    assert second.details["told"] == 0
+    assert [trial.state for trial in game.trials()] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_a_killed_process_leaves_no_lock_and_no_torn_line_in_the_way(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    game.turn()
+    log = tmp_path / ".autoresearch" / "search" / f"{game.history[-1].details['study']}.log"
+    Path(f"{log}.lock").symlink_to(log)  # as Optuna's own lock would be left
+    with log.open("ab") as file:
+        file.write(b'{"op_code":5,"worker')
+    game.turn()
+    game.turn()
+    assert [trial.state for trial in game.trials()][:3] == [TrialState.COMPLETE] * 3
+
+
+# -- an incumbent that others move ---------------------------------------------------------------------------------------
+
+
+def studies(game: Game) -> set[str]:
+    return {done.details["study"] for done in game.history if done.details}
+
+
+@pytest.mark.parametrize(
+    ("source", "score", "crossed"),
+    [
+        ("X = 0.45\n", lambda v: 9 - v["X"], lambda x: x >= 0.5),
+        ("X = 0.55\n", lambda v: 9 + v["X"], lambda x: x < 0.5),
+        ("X = 12\n", lambda v: 9 + abs(v["X"] - 16), lambda x: x == 16),
+    ],
+    ids=["log to near one", "near one to log", "int to power"],
+)
+def test_a_literal_that_crosses_a_border_between_kinds_keeps_its_study(
+    tmp_path: Path, source: str, score: Score, crossed: Callable[[Any], bool]
+) -> None:
+    game = Game(tmp_path, source, score)
+    for _ in range(30):
+        game.turn()
+        if crossed(values(game.incumbent)["X"]):
+            break
+    assert crossed(values(game.incumbent)["X"]), "it has to cross for the claim to mean anything"
+    game.turn()
+    assert len(studies(game)) == 1
+
+
+def test_an_incumbent_moved_within_its_range_goes_on_in_the_same_study(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    game.turn()
+    game.enter(Proposal(set_literals(RICH, {"LR": 0.06, "NAME": "another"}), "an agent's"))
+    assert values(game.incumbent)["LR"] == 0.06
+    done = game.turn()
+    assert len(studies(game)) == 1 and (done.literals or {})["NAME"] == "another"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda s: s.replace("LR = 0.04", "LR = 0.9"),
+        lambda s: s.replace("LR = 0.04", 'LR = "auto"'),
+        lambda s: s.replace("LR = 0.04  # learning rate\n", ""),
+        lambda s: s.replace("LR = 0.04", "WIDTH = 7\nLR = 0.04"),
+        lambda s: s.replace("BETA = 0.95", "BETA = 0.95  # fixed"),
+        lambda s: s.replace("one of: L, SL, SSL", "one of: SSL, SSSL, SSSSL"),
+        lambda s: s.replace("DEPTH = 4", "DEPTH = 4.0"),
+        lambda s: s.replace("DEPTH = 4", "DEPTH = 0"),
+    ],
+    ids=["out of range", "a string", "gone", "a new one", "fixed", "other choices", "another type", "zero"],
+)
+def test_an_incumbent_of_another_shape_is_searched_around_what_it_is_now(tmp_path: Path, edit: Callable[[str], str]) -> None:
+    game = Game(tmp_path, RICH, lambda _: 2.0)
+    game.turn()
+    game.score = lambda _: 1.0
+    game.enter(Proposal(edit(RICH), "an agent's"))
+    assert game.incumbent == edit(RICH)
+    game.score = lambda _: 3.0
+    now = values(game.incumbent)
+    dims = {literal.name: dim for literal in read_literals(game.incumbent).values() if (dim := dimension(literal))}
+    for _ in range(8):
+        found = game.turn().literals or {}
+        assert all(dims[name].holds(value) if name in dims else value == now[name] for name, value in found.items())
+    assert len(studies(game)) == 2
+
+
+def test_a_session_of_its_own_begins_at_its_own_values(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    for _ in range(3):
+        game.turn()
+    own = set_literals(RICH, {"LR": 0.1})  # within the first session's range
+    game.incumbent = own
+    game.enter(Proposal(own, "baseline"), baseline=True)
+    game.incumbent = own
+    first = game.turn()
+    assert 0.05 < (first.literals or {})["LR"] < 0.2
+    assert game.trials()[0].params["LR"] == 0.1
+
+
+def test_scores_of_another_fingerprint_are_another_study(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    before = game.turn().details["study"]
+    game.history = [replace(done, fingerprint="g", details={}) for done in game.history[:1]]
+    assert game.turn().details["study"] != before
+
+
+def test_a_refused_repeat_is_what_check_says_it_is(tmp_path: Path) -> None:
+    game = Game(tmp_path, RICH, rich)
+    done = game.turn()
+    with pytest.raises(Refused):
+        check(set_literals(RICH, done.literals or {}), RICH, [done.code_key])
+
+
+def test_proposing_stays_quick_after_50_trials(tmp_path: Path) -> None:
+    """In a process of its own, as the loop's: importing Optuna, reading the study, proposing."""
+    source = "".join(f"RATE_{chr(65 + n)} = 0.{n + 1}\n" for n in range(9)) + toy().partition("LR")[0]
+    game = Game(tmp_path, source, lambda v: 1 + sum((v[name] - 0.3) ** 2 for name in v))
+    for _ in range(50):
+        game.turn()
+    code = """
+import pickle, sys, time
+context = pickle.load(open(sys.argv[1], "rb"))
+from autoresearch.researchers.search import Search
+Search().propose(context)
+began = time.monotonic()
+Search().propose(context)
+print(time.monotonic() - began)
+"""
+    (tmp_path / "context").write_bytes(pickle.dumps(game.context()))
+    command = [sys.executable, "-c", code, str(tmp_path / "context")]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    assert float(done.stdout) < 1.0, done.stderr
