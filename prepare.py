@@ -325,7 +325,7 @@ def bits_per_byte(losses: np.ndarray, targets: np.ndarray, bytes_of: np.ndarray)
 FORMAT = 1  # of the prepared folder: data of another format is prepared anew
 FILES = ("tokenizer.json", "train.bin", "val.bin")
 ROW_DTYPE = np.dtype("<u2")
-WAY_OUT = "run `uv run prepare.py`"
+WAY_OUT = "run `bash scripts/setup.sh` (or, in a lab that is set up, `uv run prepare.py`)"
 
 
 def check_constants() -> None:
@@ -377,6 +377,13 @@ def data_fingerprint() -> str:
     """sha256 over the hashes of the prepared files: scores on data with different ones don't compare."""
     files = read_manifest()["files"]
     return hashlib.sha256("".join(f"{name} {files[name]['sha256']}\n" for name in FILES).encode()).hexdigest()
+
+
+def check_data() -> str:
+    """`data_fingerprint` after every file was read and compared with its hash. Raises NotReady."""
+    for name in FILES:
+        _checked(name)
+    return data_fingerprint()
 
 
 def load_rows(split: str) -> np.ndarray:
@@ -470,8 +477,7 @@ def _is_prepared(num_shards: int | None) -> bool:
     """Whether the data is there, whole, and made of what is asked for now."""
     try:
         manifest = read_manifest()
-        for name in FILES:
-            _checked(name)
+        check_data()
     except NotReady:
         return False
     return not _inputs_changed(manifest["inputs"], num_shards)

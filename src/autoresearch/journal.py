@@ -205,7 +205,7 @@ class Journal:
 
     def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
         """The experiment's last step. May be repeated."""
-        experiment = replace(experiment, stage=SETTLED, **changes)
+        experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
             path = self.root / "experiments.jsonl"
             torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
@@ -214,7 +214,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             self.settled().append(experiment)
-        return self.save(experiment)
+        return experiment
 
     def unfinished(self) -> Experiment | None:
         """The experiment that a process left behind, if any: at most one, begun after all settled ones."""
@@ -226,7 +226,7 @@ class Journal:
             if experiment is None:
                 continue  # the process died before the first state was written
             if experiment.stage == SETTLED:
-                self.settle(experiment)  # its line in experiments.jsonl was cut
+                self.settle(experiment)  # its line in experiments.jsonl is missing or was cut
             elif experiment.stage != ABANDONED:
                 return experiment
         return None
