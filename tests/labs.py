@@ -82,6 +82,18 @@ class Held:
         self.latch.unlink()
 
 
+def dies(file: Path) -> None:
+    """Wait until the process whose number is in this file, and which is no child of ours, has ended."""
+
+    def gone() -> bool:
+        try:
+            return "\nState:\tZ" in Path(f"/proc/{file.read_text().strip()}/status").read_text()
+        except FileNotFoundError:
+            return True
+
+    wait_for(gone, "it lives")
+
+
 # -- loops in the background -----------------------------------------------------------------------------------------
 
 

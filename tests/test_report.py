@@ -210,7 +210,7 @@ def test_plot_draws_a_png_and_prints_no_report(results: Path, cli: Cli, tmp_path
         [Row("a", 1.0, 1.0, KEEP, "baseline")],
         [Row("a", None, None, CRASH, "OOM"), Row("b", 1.0, 1.0, DISCARD, "x")],
         [Row("a", 1.0, 1.0, KEEP, "baseline"), Row("b", 1.0, 1.0, DISCARD, "same"), Row("c", 9e9, 1.0, DISCARD, "far out")],
-        [Row("a", 1.0, 1.0, KEEP, "$baseline"), Row("b", 0.9, None, KEEP, r"50% of $x^{ and \frac{1}$ 学習率 🙂" * 9)],
+        [Row("a", 1.0, 1.0, KEEP, "$baseline"), Row("b", 0.9, None, KEEP, r"50% of $x^{ and \frac{1}$ 学習率 🙂")],
     ],
     ids=["one", "crash first", "no gain", "odd text"],
 )

@@ -8,6 +8,7 @@ import math
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -208,6 +209,13 @@ def test_it_starts_at_the_current_values_with_small_steps(tmp_path: Path) -> Non
     assert game.trials()[0].params["LR"] == 0.04
 
 
+def test_it_starts_at_the_value_and_not_in_the_middle_of_its_range(tmp_path: Path) -> None:
+    game = Game(tmp_path, "LR = 0.45\nDEPTH = 12\n", lambda _: 1.0)  # searched from 0.1125 to 1 and from 6 to 24
+    first = [game.turn().literals or {} for _ in range(6)]
+    assert 0.40 < sum(each["LR"] for each in first) / 6 < 0.51
+    assert 10.5 < sum(each["DEPTH"] for each in first) / 6 < 13.5
+
+
 def test_a_description_names_what_changed_the_largest_first() -> None:
     before = {"A": 1.0, "B": 4, "C": "SL", "D": 0.5, "E": 0.1, "F": 0.1}
     after = {"A": 2.0, "B": 5, "C": "L", "D": 0.51, "E": 0.111111, "F": 0.1001}
@@ -318,8 +326,10 @@ def test_a_killed_process_leaves_no_lock_and_no_torn_line_in_the_way(tmp_path: P
     Path(f"{log}.lock").symlink_to(log)  # as Optuna's own lock would be left
     with log.open("ab") as file:
         file.write(b'{"op_code":5,"worker')
+    began = time.monotonic()
     game.turn()
     game.turn()
+    assert time.monotonic() - began < 10.0, "it waited for a lock that nobody holds"
     assert [trial.state for trial in game.trials()][:3] == [TrialState.COMPLETE] * 3
 
 

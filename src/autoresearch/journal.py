@@ -207,10 +207,11 @@ class Journal:
         """The experiment's last step. May be repeated."""
         experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
-            path = self.root / "experiments.jsonl"
-            torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-            with path.open("a") as file:
-                file.write(("\n" if torn else "") + json.dumps(asdict(experiment)) + "\n")
+            with (self.root / "experiments.jsonl").open("a+b") as file:
+                file.seek(0)
+                written = file.read()
+                file.truncate(written.rfind(b"\n") + 1)  # a line that was cut by a crash: its experiment's state is whole
+                file.write(json.dumps(asdict(experiment)).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             self.settled().append(experiment)

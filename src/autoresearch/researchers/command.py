@@ -44,7 +44,7 @@ class Command:
         if exit_code != 0:
             last = clean(output.strip().splitlines()[-1])[:200] if output.strip() else "it printed nothing"
             raise ResearcherFailed(f"'{self.name}' ended with exit code {exit_code}: {last}")
-        changed = [name for name, digest in before.items() if digest_of(context.scratch / name) != digest and name != TRAIN]
+        changed = [name for name, digest in sorted(before.items()) if digest_of(context.scratch / name) != digest and name != TRAIN]
         if changed:
             raise ResearcherFailed(f"'{self.name}' changed {', '.join(changed)}: only train.py may change")
         source = read_train(context.scratch, self.name)
