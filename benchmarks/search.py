@@ -2,9 +2,9 @@
 
     uv run python benchmarks/search.py
 
-A made-up task: 20 literals on log scales, a bowl whose curvatures differ a hundredfold and whose lowest point lies about a factor of 1.5
-off in each, noise of 0.002 bpb on every score. Prints the share of the possible gain that the best-looking trial really has,
-after 5, 20, 50 and 100 trials; the mean of 60 tasks.
+A made-up task: 20 literals on log scales, a bowl whose curvatures differ a hundredfold and whose lowest point lies about a
+factor of 1.5 off in each, noise of 0.002 bpb on every score. Prints the share of the possible gain that the best-looking trial
+really has, after 5, 20, 50 and 100 trials; the mean of 60 tasks.
 """
 
 import warnings

@@ -26,7 +26,7 @@ def call(clone: Path, script: str, *words: str) -> None:
 def new_clone(folder: Path, name: str, budget: int) -> Path:
     clone = folder / name
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    call(clone, "setup.sh", "--time-budget", str(budget))
+    call(clone, "setup.sh", "--time-budget", str(budget), "--tag", name)  # the tag seeds the search
     return clone
 
 
@@ -39,8 +39,8 @@ def session(clone: Path, experiments: int) -> list[dict]:
     tried = [each for each in done if not each["baseline"]]
     count = {status: sum(each["status"] == status for each in tried) for status in ("keep", "discard", "crash")}
     kept = [each["result"]["val_bpb"] for each in done if each["status"] == "keep"]
-    print(f"| {clone.name} | {count['keep']} | {count['discard']} | {count['crash']} | {kept[0]:.4f} | {min(kept):.4f} | {wall:.0f} |")
-    sys.stdout.flush()
+    cells = [clone.name, count["keep"], count["discard"], count["crash"], f"{kept[0]:.4f}", f"{min(kept):.4f}", f"{wall:.0f}"]
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     for each in done:
         each["session_wall"] = wall
     return done

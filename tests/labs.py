@@ -170,3 +170,15 @@ def processes_of(lab: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def picture(lab: Path) -> tuple[str, ...]:
+    """All that a person would miss: HEAD, references, the index, what git sees as changed, and each file's bytes."""
+    files = sorted(path for path in lab.rglob("*") if not {".git", ".autoresearch"} & set(path.relative_to(lab).parts))
+    return (
+        (lab / ".git" / "HEAD").read_text(),
+        git(lab, "for-each-ref"),
+        git(lab, "ls-files", "--stage"),
+        git(lab, "status", "--porcelain"),
+        *(f"{path} {path.read_bytes().hex()}" for path in files if path.is_file()),
+    )

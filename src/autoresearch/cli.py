@@ -359,7 +359,9 @@ def parser() -> Parser:
         metavar="WHO",
         help="search (default), or a command: './my-agent --flag' (needs a space or slash)",
     )
-    loop.add_argument("--researcher-timeout", type=float, default=900.0, metavar="S", help="seconds for one proposal (default 900)")
+    loop.add_argument(
+        "--researcher-timeout", type=seconds, default=900.0, metavar="S", help="seconds for one proposal (default 900)"
+    )
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
     _tag(loop)
     _allowance(loop)
@@ -384,10 +386,16 @@ def _tag(command: argparse.ArgumentParser) -> None:
     )
 
 
+def seconds(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise ValueError("neither negative nor endless")
+    return number
+
+
 def _allowance(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allowance",
-        type=float,
+        type=seconds,
         default=600.0,
         metavar="S",
         help="seconds a run may take beyond its budget before it is ended (default 600)",

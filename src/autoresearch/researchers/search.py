@@ -197,8 +197,9 @@ class Search:
     ) -> optuna.Study:
         """The study of this space; new ones begin at the session's first values, with the baseline as their first trial."""
         shape = {name: [dim.kind, dim.value, list(dim.choices)] for name, dim in dims.items()}
-        fingerprint = baseline.fingerprint if baseline else ""
-        key = hashlib.sha256(json.dumps([fingerprint, shape], sort_keys=True).encode()).hexdigest()[:12]
+        # The session's tag is in the key, and so in the seed: another session goes another way, the same one the same way.
+        session = [baseline.fingerprint, baseline.session] if baseline else []
+        key = hashlib.sha256(json.dumps([session, shape], sort_keys=True).encode()).hexdigest()[:12]
         folder = context.lab.journal / "search"
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / f"{key}.log"
