@@ -15,6 +15,10 @@ from typing import Any
 
 from conftest import ROOT, git, make_lab, toy
 
+from autoresearch import cli as commands
+from autoresearch import hardware, session
+from autoresearch.lab import data_fingerprint
+
 PATIENCE = 60.0  # seconds for an event that takes well under one
 AUTORESEARCH = (sys.executable, "-P", "-m", "autoresearch")
 
@@ -92,6 +96,38 @@ def dies(file: Path) -> None:
             return True
 
     wait_for(gone, "it lives")
+
+
+# -- commands in a fork of the test ---------------------------------------------------------------------------------
+
+
+def facts(lab: Path, known: list[Any] = []) -> list[Any]:  # noqa: B006 - kept from call to call on purpose
+    """The data's fingerprint and the machine, the same for each of these labs: asked for once, because that takes 300 ms."""
+    if not known:
+        known += [data_fingerprint(lab), hardware.probe()]
+    return known
+
+
+def forked(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None) -> subprocess.CompletedProcess[str]:
+    """The command in a fork of this process, which spares it the start of Python. A signal that ended it is a negative code."""
+    data, machine = facts(lab)
+    out, err = lab.parent / "stdout", lab.parent / "stderr"
+    child = os.fork()
+    if child == 0:
+        try:
+            for path, stream in ((out, 1), (err, 2)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            os.chdir(lab)
+            session.data_fingerprint, hardware.probe = lambda *_, **__: data, lambda: machine
+            rigged()
+            code = commands.main(list(arguments))
+            sys.stdout.flush()
+            os._exit(code)
+        finally:
+            os._exit(99)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 # -- loops in the background -----------------------------------------------------------------------------------------
@@ -179,6 +215,6 @@ def picture(lab: Path) -> tuple[str, ...]:
         (lab / ".git" / "HEAD").read_text(),
         git(lab, "for-each-ref"),
         git(lab, "ls-files", "--stage"),
-        git(lab, "status", "--porcelain"),
+        git(lab, "--no-optional-locks", "status", "--porcelain"),
         *(f"{path} {path.read_bytes().hex()}" for path in files if path.is_file()),
     )

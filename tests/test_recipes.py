@@ -87,7 +87,7 @@ def test_sort_by_score_puts_header_and_crashes_first_as_the_docs_say(shell: Shel
 
 
 def test_with_the_filter_the_best_comes_first(shell: Shell) -> None:
-    lines = shell(r"awk -F'\t' '$2+0 > 0' results.tsv | sort -t$'\t' -k2 -n | head -5")
+    lines = shell(r"awk -F'\t' '$2+0 > 0' results.tsv | LC_ALL=C sort -t$'\t' -k2 -n | head -5")
     assert [line.split("\t")[1] for line in lines] == ["1.020000", "1.050000", "1.080000", "1.102500"]
 
 

@@ -23,6 +23,7 @@ from labs import (
     Held,
     agent,
     copy_of,
+    forked,
     journal,
     processes_of,
     rows,
@@ -33,9 +34,8 @@ from labs import (
 )
 
 from autoresearch import cli as commands
-from autoresearch import hardware, loop, results, session
+from autoresearch import loop, results, session
 from autoresearch.journal import Experiment, Journal
-from autoresearch.lab import data_fingerprint
 from autoresearch.ratchet import Ratchet
 
 BASELINE, BETTER, WORSE = ("1.080000", "keep", "baseline"), ("1.050000", "keep", "LR 0.2"), ("1.102500", "discard", "LR 0.05")
@@ -77,51 +77,21 @@ def lab(measured: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
 # -- killing ---------------------------------------------------------------------------------------------------------
 
 
-def facts(lab: Path, known: list[Any] = []) -> list[Any]:  # noqa: B006 - kept from call to call on purpose
-    """The data's fingerprint and the machine, the same for each of these labs: asked for once, because that takes 300 ms."""
-    if not known:
-        known += [data_fingerprint(lab), hardware.probe()]
-    return known
-
-
 def die(*_: Any, **__: Any) -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
-def in_fork(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None) -> int:
-    """The command in a fork of this process; returns how it ended, as waitpid's status."""
-    data, machine = facts(lab)
-    child = os.fork()
-    if child == 0:
-        try:
-            log = os.open(lab.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            for stream in (1, 2):
-                os.dup2(log, stream)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            os.chdir(lab)
-            session.data_fingerprint, hardware.probe = lambda _: data, lambda: machine
-            rigged()
-            code = commands.main(list(arguments))
-            sys.stdout.flush()
-            os._exit(code)
-        finally:
-            os._exit(99)
-    return os.waitpid(child, 0)[1]
-
-
 def killed(lab: Path, *arguments: str, rigged: Callable[[], None]) -> None:
-    status = in_fork(lab, *arguments, rigged=rigged)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (status, (lab.parent / "log").read_text())
+    done = forked(lab, *arguments, rigged=rigged)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def finished(lab: Path, *arguments: str) -> str:
     """The next start, which must end well. Returns what it said."""
-    (lab.parent / "log").write_text("")
-    status = in_fork(lab, *arguments)
-    said = (lab.parent / "log").read_text()
-    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0, said
-    return said
+    done = forked(lab, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def at(stage: str, when: str) -> Callable[[], None]:

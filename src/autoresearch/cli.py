@@ -60,16 +60,18 @@ def command_check(arguments: argparse.Namespace) -> int:
     else:
         for name, value in facts.items():
             print(f"{name}: {value if not isinstance(value, list) else '; '.join(map(str, value)) or 'none'}")
-    return 0 if ready else NOT_READY if not arguments.json else 1
+    return 0 if ready else 1
 
 
 def command_setup(arguments: argparse.Namespace) -> int:
     from autoresearch import hardware
+    from autoresearch.experiment.runner import check_disk
     from autoresearch.journal import Journal
     from autoresearch.setup import setup
 
     lab = lab_here()
     with Journal(lab).lock():
+        check_disk(lab.journal)
         setup(lab, hardware.probe(), _wishes(arguments), say)
     say("ready: write your directions into program.md, then 'bash scripts/run-loop.sh --max 100'")
     return 0
@@ -166,6 +168,8 @@ def command_loop(arguments: argparse.Namespace) -> int:
         session = _open_session(lab, arguments, view)
         stop = Stop(view)
         say(_estimate(session, arguments.max))
+        if researcher.name == "search":
+            say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
             Loop(session, researcher, view, stop, arguments.allowance).run(arguments.max)
         finally:
@@ -178,6 +182,7 @@ def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed
     from dataclasses import replace
 
     from autoresearch import hardware
+    from autoresearch.experiment.runner import check_disk
     from autoresearch.journal import Journal
     from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session, gone
@@ -187,6 +192,7 @@ def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed
     ready, problems = hardware.readiness(machine)
     if not ready:
         raise NotReady("; ".join(problems))
+    check_disk(lab.journal)
     results.read(lab.results)  # a foreign header stops us before anything has changed
     tag = tag_of(ratchet, arguments.tag)
     record = journal.session(tag)
@@ -231,10 +237,12 @@ def _estimate(session: "Session", limit: int) -> str:
 
 
 def _end(session: "Session") -> None:
-    rows, _ = results.read(session.lab.results)
+    numbers = session.journal.numbers()
+    own = {(done.commit or "")[:7] for done in session.journal.settled() if done.session == session.record.tag}
+    rows = [row for row in results.read(session.lab.results)[0] if row.commit in own]
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
-        print(title + report.text(rows, top=10, kept_only=False), flush=True)
+        print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
         say(f"to take the best into your branch: {session.merge_line()}")
 
 
@@ -264,6 +272,8 @@ def _detach(lab: Lab) -> int:
 
 
 def command_results(arguments: argparse.Namespace) -> int:
+    from autoresearch.journal import Journal
+
     lab = lab_here()
     if arguments.top < 1:
         raise WrongCall(f"--top {arguments.top}: how many rows to show, 1 or more")
@@ -278,10 +288,11 @@ def command_results(arguments: argparse.Namespace) -> int:
         summary = results.summarize(rows)
         report.plot(rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements")
         say(f"drawn: {arguments.plot}")
+    numbers = Journal(lab).numbers()
     if arguments.json:
-        print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only), indent=2))
+        print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers), indent=2))
     elif not arguments.plot:
-        print(report.text(rows, arguments.top, arguments.kept_only))
+        print(report.text(rows, arguments.top, arguments.kept_only, numbers))
     return 0
 
 
@@ -324,8 +335,8 @@ def parser() -> Parser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    check = commands.add_parser("check", help="what this machine has, and whether it is ready")
-    check.add_argument("--json", action="store_true", help="as JSON; exit code 0 ready, 1 not")
+    check = commands.add_parser("check", help="what this machine has, and whether it is ready: exit code 0 ready, 1 not")
+    check.add_argument("--json", action="store_true", help="as JSON")
     check.set_defaults(call=command_check)
 
     setup = commands.add_parser("setup", help="fit the lab to this machine and prepare the data")

@@ -203,6 +203,10 @@ class Journal:
                         self._settled.append(done)
         return self._settled
 
+    def numbers(self) -> dict[str, int]:
+        """Each settled experiment's number by its commit as results.tsv has it."""
+        return {(done.commit or "")[:7]: done.n for done in self.settled()}
+
     def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
         """The experiment's last step. May be repeated."""
         experiment = self.save(experiment, stage=SETTLED, **changes)

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -102,15 +101,6 @@ class Lab:
             found[name] = value
         return found
 
-    def settings(self) -> Mapping[str, Any]:
-        """`[tool.autoresearch]` of the lab's pyproject.toml: defaults for the command line."""
-        try:
-            table = tomllib.loads(self.read("pyproject.toml"))
-        except tomllib.TOMLDecodeError as error:
-            raise NotReady(f"{self.root / 'pyproject.toml'}: {error}") from None
-        settings = table.get("tool", {}).get("autoresearch", {})
-        return settings if isinstance(settings, dict) else {}
-
 
 def find_lab(start: Path, fallback: str | None = None) -> Lab:
     """The lab around `start`, else the one at `fallback` (where the scripts lie). Raises NotReady."""
@@ -136,10 +126,10 @@ def copy_helpers(lab: Lab, folder: Path) -> Path:
     return folder
 
 
-def data_fingerprint(copy: Path) -> str:
+def data_fingerprint(copy: Path, thorough: bool = False) -> str:
     """Hash of the prepared data, by the prepare.py in `copy`. Raises NotReady with that file's own line if there is none."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(prepare.data_fingerprint())"
-    command = [sys.executable, "-I", "-B", "-c", code, str(copy)]
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(getattr(prepare, sys.argv[2])())"
+    command = [sys.executable, "-I", "-B", "-c", code, str(copy), "check_data" if thorough else "data_fingerprint"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]

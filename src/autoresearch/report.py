@@ -1,7 +1,8 @@
 """The report on results.tsv: the session's summary, its kept steps, JSON, and a plot. Standard library but for the plot."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ WIDTH = 100  # columns of a line; longer descriptions are cut
 PLOT_KINDS = (".png", ".svg", ".pdf")
 
 
-def text(rows: Sequence[Row], top: int, kept_only: bool) -> str:
-    """The report for people."""
+def text(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, int] | None = None) -> str:
+    """The report for people. `numbers`: the experiments' numbers by the rows' commits, where they are known."""
     if not rows:
         return "no experiments yet: bash scripts/run-loop.sh --max 5"
     summary = summarize(rows, top)
@@ -22,33 +23,39 @@ def text(rows: Sequence[Row], top: int, kept_only: bool) -> str:
     if summary.best and summary.best.val_bpb is not None and summary.started is not None:
         lines.append(f"Best val_bpb: {summary.best.val_bpb:.6f} (started: {summary.started:.6f})")
     if kept_only:
-        lines += ["", "Kept, in order:", *_table(gains(rows))]
+        lines += ["", "Kept, in order:", *_table(gains(rows), numbers or {})]
         return "\n".join(lines)
     if summary.top:
         lines += ["", "Top improvements:"]
-        lines += [_cut(f"- {step.row.description}: -{step.gain or 0:.6f} val_bpb") for step in summary.top]
+        lines += [f"{_cut(f'- {step.row.description}', WIDTH - 20)}: -{step.gain or 0:.6f} val_bpb" for step in summary.top]
     best = sorted((row for row in rows if row.val_bpb is not None), key=lambda row: row.val_bpb or 0.0)[:top]
     if best:
-        lines += ["", f"Best {len(best)}:", *_table([Gain(row, None) for row in best])]
+        lines += ["", f"Best {len(best)}:", *_table([Gain(row, None) for row in best], numbers or {})]
     return "\n".join(lines)
 
 
-def _table(steps: Sequence[Gain]) -> list[str]:
+def _table(steps: Sequence[Gain], numbers: Mapping[str, int]) -> list[str]:
     def line(step: Gain) -> str:
         row = step.row
         memory = f"{row.memory_gb:5.1f}" if row.memory_gb is not None else "    —"
         gain = f" {-step.gain:+.6f}" if step.gain is not None else ""
-        return _cut(f"{row.commit:7}  {row.val_bpb or 0:.6f}{gain}  {memory} GB  {row.status:7}  {row.description}")
+        number = f"#{numbers[row.commit]:<4} " if row.commit in numbers else ""
+        return _cut(f"{number}{row.commit:7}  {row.val_bpb or 0:.6f}{gain}  {memory} GB  {row.status:7}  {row.description}")
 
     return [line(step) for step in steps]
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+def _cut(line: str, width: int = WIDTH) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def as_dict(rows: Sequence[Row], top: int, kept_only: bool) -> dict[str, Any]:
+def as_dict(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, int] | None = None) -> dict[str, Any]:
     """The report for programs."""
+    known = numbers or {}
+
+    def _row(row: Row, gain: float | None) -> dict[str, Any]:
+        return {"n": known.get(row.commit), **asdict(row), "gain": gain}
+
     summary = summarize(rows, top)
     steps = {id(step.row): step.gain for step in gains(rows)}
     shown = [row for row in rows if row.kept] if kept_only else list(rows)
@@ -60,17 +67,6 @@ def as_dict(rows: Sequence[Row], top: int, kept_only: bool) -> dict[str, Any]:
         "best": _row(summary.best, steps.get(id(summary.best))) if summary.best else None,
         "top_improvements": [_row(step.row, step.gain) for step in summary.top],
         "rows": [_row(row, steps.get(id(row))) for row in shown],
-    }
-
-
-def _row(row: Row, gain: float | None) -> dict[str, Any]:
-    return {
-        "commit": row.commit,
-        "val_bpb": row.val_bpb,
-        "memory_gb": row.memory_gb,
-        "status": row.status,
-        "description": row.description,
-        "gain": gain,
     }
 
 

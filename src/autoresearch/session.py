@@ -77,7 +77,7 @@ class Session:
     def check_machine(self) -> None:
         """Raises NotReady if the GPU or the data is gone: then a crash is not the experiment's."""
         parts = self.record.parts or {}
-        if data_fingerprint(self.helpers)[:16] != parts["data"]:
+        if data_fingerprint(self.helpers, thorough=True)[:16] != parts["data"]:
             raise NotReady("the prepared data has changed since the session began: run 'uv run prepare.py' and start again")
         if self.machine.gpu_name:
             found = hardware.probe()

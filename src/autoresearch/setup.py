@@ -103,8 +103,9 @@ def setup(lab: Lab, hardware: Hardware, wishes: Wishes, say: Callable[[str], Non
     start = ratchet.commit_of(f"refs/heads/{branch}")
     record = journal.session(tag)
     fresh = record is None or not record.profile or start is None
-    if not fresh:
-        profile = replace(profile, train={}, constants=_asked_for(profile, wishes))
+    fitted_before = _was_fitted(ratchet, start or ratchet.head(), profile)
+    if not fresh or fitted_before:
+        profile = replace(profile, train=_sizes_for(profile, wishes), constants=_asked_for(profile, wishes))
     if record is None:
         base = None if base is None or base.startswith(PREFIX) else base
         record = SessionRecord(tag=tag, branch=branch, base=base, started=now())
@@ -115,12 +116,23 @@ def setup(lab: Lab, hardware: Hardware, wishes: Wishes, say: Callable[[str], Non
     fitted = _fitted(ratchet, start, profile)
     prepare_data(lab, {**_texts(ratchet, start), **fitted}, wishes.num_shards)
 
-    if fitted:
+    if fitted or (fresh and not fitted_before):  # an empty commit, too, says which profile the lab has
         commit = ratchet.commit(start, fitted, f"setup: {profile.name} profile\n")
         ratchet.advance(branch, commit, tuple(fitted))
     ratchet.enter(tag)
     journal.save_session(record)
     return record
+
+
+def _was_fitted(ratchet: Ratchet, commit: str, profile: Profile) -> bool:
+    """Whether `commit` comes from a session with this profile: its sizes are what that session found, not to be undone."""
+    return bool(ratchet.git("log", "--max-count=1", "--format=%h", f"--grep=^setup: {profile.name} profile$", commit))
+
+
+def _sizes_for(profile: Profile, wishes: Wishes) -> dict[str, Any]:
+    """The sizes of train.py that have to follow another sequence length."""
+    names = ("DEVICE_BATCH", "TOTAL_BATCH", "SHORT_WINDOW") if wishes.seq_len is not None else ()
+    return {name: profile.train[name] for name in names}
 
 
 def _asked_for(profile: Profile, wishes: Wishes) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from autoresearch.errors import Interrupted, NotReady
 from autoresearch.journal import CRASHED, SCORED, TIMED_OUT, RunResult
@@ -29,6 +29,7 @@ DEFAULT_SEED = 1337
 # Seconds that a run may take beyond its budget: start-up with a cold compile was measured at 83 s on an H200, on slower GPUs with
 # slower CPUs it takes several times as long.
 ALLOWANCE = 600.0
+GRACE = 0.5  # seconds of training past the budget that are not overtime
 MAX_LOG_BYTES = 16 * 2**20  # a run prints about 100 KB
 LOG_TAIL_BYTES = 64 * 2**10  # of a longer log the end is kept too: the summary is there, or the error
 LATE_READS = 16  # of 64 KB: what a pipe can still hold when the process has ended
@@ -83,7 +84,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
     log_path = plan.folder / "run.log"
     began = time.monotonic()
     command = [sys.executable, "-u", "-B", "train.py"]
-    with log_path.open("wb") as file:
+    with log_path.open("wb", buffering=0) as file:
         log = _Log(file)
         process = subprocess.Popen(
             command,
@@ -108,8 +109,14 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
     shutil.rmtree(work, ignore_errors=True)
     result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
     if result.outcome != SCORED:
-        check_disk(plan.folder)  # a full disk crashes a run that is innocent
+        check_disk(plan.folder)  # full by something else, it crashes a run that is innocent
     return result
+
+
+def overtime(result: RunResult, budget: float) -> bool:
+    """Whether a run trained past its budget by more than one step or GRACE."""
+    trained = result.training_seconds or 0.0
+    return trained > budget + max(GRACE, trained / (result.num_steps or 1))
 
 
 def check_disk(folder: Path) -> None:
@@ -141,23 +148,27 @@ def _environment(plan: RunPlan) -> dict[str, str]:
 
 
 class _Log:
-    """A log that keeps the beginning and the end of what is written to it."""
+    """A log that keeps the beginning and the end of what is written to it, as far as the disk has room."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file, self.written, self.left_out, self.tail = file, 0, 0, b""
 
     def write(self, chunk: bytes) -> None:
         self.tail = (self.tail + chunk)[-LOG_TAIL_BYTES:]
-        fits = chunk[: MAX_LOG_BYTES - self.written]
-        self.file.write(fits)
-        self.file.flush()
-        self.written += len(fits)
-        self.left_out += len(chunk) - len(fits)
+        written = self._put(chunk[: MAX_LOG_BYTES - self.written])
+        self.written += written
+        self.left_out += len(chunk) - written
 
     def finish(self) -> None:
         if self.left_out:
             tail = self.tail[-self.left_out :]
-            self.file.write(f"\n[cut: {self.left_out - len(tail)} bytes]\n".encode() + tail)
+            self._put(f"\n[cut: {self.left_out - len(tail)} bytes]\n".encode() + tail)
+
+    def _put(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError:  # a run that filled the disk itself shall be a crash: its folder is removed before the disk is looked at
+            return 0
 
 
 def _watch(
