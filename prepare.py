@@ -374,7 +374,8 @@ def read_manifest() -> dict[str, Any]:
 
 
 def data_fingerprint() -> str:
-    """sha256 over the hashes of the prepared files: scores on data with different ones don't compare."""
+    """sha256 over the hashes of the prepared files: scores on data with different ones don't compare. Raises NotReady."""
+    check_constants()
     files = read_manifest()["files"]
     return hashlib.sha256("".join(f"{name} {files[name]['sha256']}\n" for name in FILES).encode()).hexdigest()
 

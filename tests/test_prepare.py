@@ -174,6 +174,8 @@ def test_the_four_calls_train_score_and_print_the_block(prepare: ModuleType, cap
         "num_params_M:",
         "depth:",
         "eval_tokens:",
+        "startup_seconds:",
+        "evaluation_seconds:",
         "score:",
     ]
     assert block["score:"] == "self-reported" and block["eval_tokens:"] == "1280" and block["mfu_percent:"] == "0.00"
