@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import signal
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,9 @@ from labs import (
     tip,
     wait_for,
 )
+
+from autoresearch.experiment.runner import Progress
+from autoresearch.view import View
 
 
 @pytest.fixture(scope="module")
@@ -355,3 +361,33 @@ def test_new_constants_begin_a_new_table_and_the_old_ones_bring_theirs_back(lab:
     assert len(rows(lab)) == len(first) + 2, "a baseline for the train.py that was kept meanwhile, and one experiment"
     (aside,) = lab.glob("results-*.tsv")
     assert rows(lab, aside.name) == second
+
+
+# -- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_of_80_columns_shows_step_loss_and_the_seconds_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        view = View()
+        with view.run("#7 a title that is far too long for what is left beside the figures", 300.0):
+            view.progress(Progress(step=1234, percent=41.5, loss=3.21987, tokens_per_second=1_234_567.0, seconds_left=175.0))
+            view.say("a line in between")
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "step 1234  loss 3.2199  1,234,567 tok/s  175 s left" in shown
+    assert "a line in between" in shown
+
+
+def test_elsewhere_the_progress_comes_in_plain_lines_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, now = View(), Progress(step=3, percent=50.0, loss=2.5, tokens_per_second=900.0, seconds_left=4.0)
+    with view.run("#7 a title", 300.0):
+        view.progress(now)
+        monkeypatch.setattr("autoresearch.view.PLAIN_EVERY", 0.0)
+        view.progress(now)
+    assert capsys.readouterr().err == "#7 a title: starting\n   50%  step 3  loss 2.5000  900 tok/s  4 s left\n"

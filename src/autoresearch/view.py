@@ -10,6 +10,7 @@ from autoresearch.experiment.runner import Progress
 from autoresearch.journal import Experiment
 from autoresearch.results import CRASH, KEEP
 
+BESIDE_TITLE = 72  # columns of the live bar beside the title: an 80-column terminal shows the seconds left
 PLAIN_EVERY = 10.0  # seconds between two plain progress lines
 
 
@@ -35,19 +36,20 @@ class View:
             yield
             return
         from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bar
 
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=12),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[figures]}", markup=False),
-            TimeElapsedColumn(),
         )
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            self._bar, self._task = bar, bar.add_task(title[:60], total=100.0, figures="starting")
+        console = Console(stderr=True)
+        shown = title[: max(8, console.width - BESIDE_TITLE)]
+        with Bar(*columns, console=console, transient=True) as bar:
+            self._bar, self._task = bar, bar.add_task(shown, total=100.0, figures="starting")
             try:
                 yield
             finally:

@@ -108,6 +108,9 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
     wall = time.monotonic() - began
     shutil.rmtree(work, ignore_errors=True)
     result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
+    if result.outcome == SCORED and overtime(result, plan.budget):
+        took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
+        result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
     if result.outcome != SCORED:
         check_disk(plan.folder)  # full by something else, it crashes a run that is innocent
     return result
