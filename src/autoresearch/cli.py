@@ -51,11 +51,14 @@ def lab_here() -> Lab:
 
 def command_check(arguments: argparse.Namespace) -> int:
     from autoresearch import hardware
+    from autoresearch.experiment import sandbox
     from autoresearch.profiles import profile_for
 
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
     facts = hardware.report(found, profile_for(found).name, ready, problems)
+    level, reason = sandbox.best()
+    facts |= {"sandbox": level, "sandbox_problem": reason or None}
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
