@@ -30,17 +30,20 @@ import itertools
 import json
 import lzma
 import math
+import mmap
 import multiprocessing
 import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -78,8 +81,10 @@ def open_run() -> Run:
     """Say what this run is, and begin to read its data, beside the building and compiling of the model."""
     with _told_in_one_line():
         check_constants()
-        read_manifest()  # data that is missing is told now, not after a minute of compiling
         _keep_freed_memory()
+        if descriptor := os.environ.get("AUTORESEARCH_REFEREE"):
+            return RefereedRun(Channel(socket.socket(fileno=int(descriptor))))
+        read_manifest()  # data that is missing is told now, not after a minute of compiling
         return Run(_seed())
 
 
@@ -165,9 +170,132 @@ class Run:
             "eval_tokens": f"{self.eval_tokens}",
             "startup_seconds": f"{(self._started or PROCESS_STARTED) - PROCESS_STARTED:.1f}",
             "evaluation_seconds": f"{self._evaluation_seconds:.1f}",
-            "score": "self-reported",
+            "score": "refereed" if self.refereed else "self-reported",
         }
         print("---", *(f"{name + ':':<17} {value}" for name, value in figures.items()), sep="\n", flush=True)
+
+
+class RefereedRun(Run):
+    """The same run with a referee behind it: clock, data and score are in another process, at the end of a socket.
+
+    What passes between them is in references/architecture.md. This side is not trusted: nothing that it does or leaves out can
+    change what the other side measures.
+    """
+
+    refereed = True
+
+    def __init__(self, channel: Channel) -> None:
+        self.budget = float(TIME_BUDGET)
+        self.val_bpb = math.nan
+        self.eval_tokens = 0
+        self._channel = channel
+        self._device = None
+        self._started = self._stopped = None
+        self._evaluation_seconds = 0.0
+        self.seed = int(self._ask({"op": "hello", "version": PROTOCOL})[0]["seed"])
+
+    def _ask(self, message: dict[str, Any], files: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        try:
+            self._channel.send(message, files)
+            answer, received = self._channel.receive()
+        except (OSError, EOFError):
+            raise SystemExit("the referee is gone") from None
+        if answer["op"] == "refused":
+            raise SystemExit(f"refused by the referee: {answer['reason']}")
+        return answer, received
+
+    def start(self, model: torch.nn.Module) -> np.ndarray:
+        self._device = next(model.parameters()).device
+        _synchronize(self._device)
+        answer, files = self._ask({"op": "start"})
+        self._started = time.perf_counter()
+        self.budget = float(answer["budget"])
+        if answer["weights"]:
+            from safetensors.torch import load
+
+            _unwrapped(model).load_state_dict(load(_mapped(files[1])[:]))
+        if not answer["rows"]:
+            return np.empty((0, MAX_SEQ_LEN + 1), np.uint16)
+        return np.frombuffer(_mapped(files[0]), np.uint16).reshape(-1, MAX_SEQ_LEN + 1)
+
+    def evaluate_bpb(self, model: torch.nn.Module, logits_fn: LogitsFn, batch_rows: int) -> float:
+        import torch
+        from safetensors.torch import save
+
+        if self._device is None:
+            raise RuntimeError("run.evaluate_bpb was called before run.start(model)")
+        _synchronize(self._device)
+        self._stopped = time.perf_counter()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in _unwrapped(model).state_dict().items()}
+        weights = shared_file("weights", save({name: tensor.clone() for name, tensor in state.items()}))
+        answer, files = self._ask({"op": "evaluate", "batch_rows": batch_rows}, [weights])
+        shape = (int(answer["slots"]), batch_rows, MAX_SEQ_LEN)
+        tokens = np.frombuffer(_mapped(files[0]), np.uint16).reshape(shape)
+        logits = torch.frombuffer(_mapped(files[1], write=True), dtype=torch.float32).view(*shape, VOCAB_SIZE)
+        message = self._ask({"op": "ready"})[0]
+        while message["op"] == "batch":
+            slot = int(message["slot"])
+            given = logits_fn(torch.from_numpy(tokens[slot].astype(np.int64)).to(self._device))
+            _check_logits(given.shape, shape[1:])
+            logits[slot].copy_(given.detach()[..., :VOCAB_SIZE])
+            message = self._ask({"op": "done", "slot": slot})[0]
+        self.val_bpb, self.eval_tokens = float(message["val_bpb"]), int(message["eval_tokens"])
+        self._evaluation_seconds = time.perf_counter() - self._stopped
+        return self.val_bpb
+
+
+PROTOCOL = 1  # version of the messages
+MESSAGE_LIMIT = 2**16  # bytes of one message
+
+
+class Channel:
+    """JSON objects, one a line, with open files beside them, over a Unix socket. Both sides use it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self._received = b""
+
+    def send(self, message: dict[str, Any], files: Sequence[int] = ()) -> None:
+        socket.send_fds(self.socket, [json.dumps(message).encode() + b"\n"], list(files))
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """The next message and the files that came with it. Raises EOFError at the end, ValueError for what is no message."""
+        files: list[int] = []
+        while b"\n" not in self._received:
+            if len(self._received) > MESSAGE_LIMIT:
+                raise ValueError(f"a message of over {MESSAGE_LIMIT} bytes")
+            data, more, _, _ = socket.recv_fds(self.socket, MESSAGE_LIMIT, 4)
+            files += more
+            if not data:
+                raise EOFError
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        message = json.loads(line)
+        if not isinstance(message, dict) or not isinstance(message.get("op"), str):
+            raise ValueError("a message without an op")
+        return message, files
+
+
+def shared_file(name: str, content: bytes | int) -> int:
+    """A file in memory, or without a name where there is none: its descriptor. `content` is its bytes or its size."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        descriptor, path = tempfile.mkstemp()
+        Path(path).unlink()
+    if isinstance(content, int):
+        os.ftruncate(descriptor, content)
+    else:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+    return descriptor
+
+
+def _mapped(descriptor: int, write: bool = False) -> mmap.mmap:
+    """A file's content as memory; the descriptor is closed, the memory stays."""
+    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
+    os.close(descriptor)
+    return mapped
 
 
 @contextlib.contextmanager
@@ -296,14 +424,19 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    if logits.ndim != 3 or logits.shape[:2] != targets.shape or logits.shape[2] < VOCAB_SIZE:
-        wanted = f"({targets.shape[0]}, {targets.shape[1]}, {VOCAB_SIZE} or more)"
-        raise ValueError(f"logits_fn gave logits of shape {tuple(logits.shape)}: wanted {wanted}")
+    _check_logits(logits.shape, targets.shape)
     size = max(1, SCORED_AT_ONCE // VOCAB_SIZE)
     with torch.no_grad():
         parts = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
         nats = [torch.nn.functional.cross_entropy(part[:, :VOCAB_SIZE].float(), right, reduction="none") for part, right in parts]
         return torch.cat(nats).clamp_(min=0).view(targets.shape)
+
+
+def _check_logits(shape: Sequence[int], tokens: Sequence[int]) -> None:
+    """Raise ValueError unless these are logits for a batch of tokens (B, T)."""
+    if len(shape) != 3 or tuple(shape[:2]) != tuple(tokens) or shape[2] < VOCAB_SIZE:
+        wanted = f"({tokens[0]}, {tokens[1]}, {VOCAB_SIZE} or more)"
+        raise ValueError(f"logits_fn gave logits of shape {tuple(shape)}: wanted {wanted}")
 
 
 def bits_per_byte(losses: np.ndarray, targets: np.ndarray, bytes_of: np.ndarray) -> float:
@@ -385,6 +518,11 @@ def check_data() -> str:
     for name in FILES:
         _checked(name)
     return data_fingerprint()
+
+
+def hidden_files() -> str:
+    """The files outside the prepared folder that hold validation text, one a line: a sandbox hides them."""
+    return "\n".join(str(path) for path in stdlib_heldout_files()) if DATASET == "stdlib" else ""
 
 
 def load_rows(split: str) -> np.ndarray:

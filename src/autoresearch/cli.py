@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from autoresearch import report, results
 from autoresearch.errors import Interrupted, NotReady, WrongCall
-from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab
+from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab, held_out_files
 
 if TYPE_CHECKING:
+    from autoresearch.experiment.refereeing import Conditions
     from autoresearch.journal import Journal
     from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session
@@ -50,11 +51,14 @@ def lab_here() -> Lab:
 
 def command_check(arguments: argparse.Namespace) -> int:
     from autoresearch import hardware
+    from autoresearch.experiment import sandbox
     from autoresearch.profiles import profile_for
 
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
     facts = hardware.report(found, profile_for(found).name, ready, problems)
+    level, reason = sandbox.best()
+    facts |= {"sandbox": level, "sandbox_problem": reason or None}
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -82,6 +86,8 @@ def command_run(arguments: argparse.Namespace) -> int:
 
     if arguments.record is not None and not arguments.record.strip():
         raise WrongCall("--record needs a text: what you tried, in one line")
+    if arguments.record is not None and arguments.referee:
+        raise WrongCall("--referee and --record don't go together yet: a recorded turn is self-reported")
     lab = lab_here()
     source = lab.train_source()
     with Journal(lab).lock():
@@ -111,6 +117,7 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
         budget=float(lab.constants()["TIME_BUDGET"]),
         caches=journal.root / "caches",
         allowance=arguments.allowance,
+        refereed=_conditions(journal.by_hand, helpers, lab) if arguments.referee else None,
     )
     try:
         with view.run("train.py", plan.budget):
@@ -121,10 +128,28 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     if result.outcome == SCORED:
         print(f"val_bpb: {result.val_bpb:.6f}")
         print(f"peak_vram_mb: {result.memory_mb or 0:.1f}")
-        say(f"self-reported by train.py; the whole output is in {lab.log}")
+        whose = "measured by the referee" if arguments.referee else "self-reported by train.py"
+        say(f"{whose}; the whole output is in {lab.log}")
         return 0
     say(f"{result.outcome} ({result.crash_class}): {result.detail}; the whole output is in {lab.log}")
     return TIMEOUT if result.outcome == TIMED_OUT else CRASH
+
+
+def _conditions(folder: Path, helpers: Path, lab: Lab) -> "Conditions":
+    """A box and a referee for one run. Raises NotReady where they can't be had."""
+    from autoresearch import hardware
+    from autoresearch.experiment import sandbox
+    from autoresearch.experiment.refereeing import Conditions
+    from autoresearch.experiment.runner import DEFAULT_SEED
+
+    if (device := hardware.probe().device) != "cpu":
+        raise NotReady(f"--referee: works on CPUs only so far, this machine trains on {device}: run without it")
+    level, reason = sandbox.best()
+    if level == sandbox.NONE:
+        raise NotReady(f"--referee: no sandbox on this machine: {reason}")
+    if reason:
+        say(f"sandbox: {level} ({reason})")
+    return Conditions(level, helpers, folder, DEFAULT_SEED, float(lab.constants()["TIME_BUDGET"]), held_out_files(helpers))
 
 
 def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
@@ -351,6 +376,9 @@ def parser() -> Parser:
 
     run = commands.add_parser("run", help="run train.py once")
     run.add_argument("--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried")
+    run.add_argument(
+        "--referee", action="store_true", help="clock, data and score in a process of their own, train.py in a sandbox (CPU only)"
+    )
     _tag(run)
     _allowance(run)
     run.set_defaults(call=command_run)

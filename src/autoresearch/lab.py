@@ -128,8 +128,18 @@ def copy_helpers(lab: Lab, folder: Path) -> Path:
 
 def data_fingerprint(copy: Path, thorough: bool = False) -> str:
     """Hash of the prepared data, by the prepare.py in `copy`. Raises NotReady with that file's own line if there is none."""
+    return _ask_prepare(copy, "check_data" if thorough else "data_fingerprint")
+
+
+def held_out_files(copy: Path) -> tuple[Path, ...]:
+    """Files outside the prepared data that hold its validation text."""
+    return tuple(map(Path, _ask_prepare(copy, "hidden_files").splitlines()))
+
+
+def _ask_prepare(copy: Path, question: str) -> str:
+    """What this function of the prepare.py in `copy` says, in a process of its own. Raises NotReady."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(getattr(prepare, sys.argv[2])())"
-    command = [sys.executable, "-I", "-B", "-c", code, str(copy), "check_data" if thorough else "data_fingerprint"]
+    command = [sys.executable, "-I", "-B", "-c", code, str(copy), question]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]

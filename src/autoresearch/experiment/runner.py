@@ -22,6 +22,7 @@ from io import FileIO
 from pathlib import Path
 
 from autoresearch.errors import Interrupted, NotReady
+from autoresearch.experiment.refereeing import Conditions, Refereeing
 from autoresearch.journal import CRASHED, SCORED, TIMED_OUT, RunResult
 from autoresearch.results import clean
 
@@ -74,6 +75,7 @@ class RunPlan:
     caches: Path  # compile caches that outlive a run
     seed: int = DEFAULT_SEED
     allowance: float = ALLOWANCE
+    refereed: Conditions | None = None  # a box and a referee for it; without, its own score is believed
 
 
 def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> RunResult:
@@ -83,13 +85,19 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
     work = _lay_out(plan)
     log_path = plan.folder / "run.log"
     began = time.monotonic()
-    command = [sys.executable, "-u", "-B", "train.py"]
-    with log_path.open("wb", buffering=0) as file:
-        log = _Log(file)
+    command, environment, descriptors = [sys.executable, "-u", "-B", "train.py"], _environment(plan), []
+    with contextlib.ExitStack() as stack:
+        referee = stack.enter_context(Refereeing(plan.refereed)) if plan.refereed else None
+        if referee:
+            environment = referee.environment(environment, work)
+            command = referee.command(command, environment, work, plan.caches)
+            descriptors = [referee.end.fileno()]
+        log = _Log(stack.enter_context(log_path.open("wb", buffering=0)))
         process = subprocess.Popen(
             command,
             cwd=work,
-            env=_environment(plan),
+            env=environment,
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,12 +113,14 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             assert process.stdout is not None
             process.stdout.close()
             log.finish()
-    wall = time.monotonic() - began
-    shutil.rmtree(work, ignore_errors=True)
-    result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
-    if result.outcome == SCORED and overtime(result, plan.budget):
-        took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
-        result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
+        wall = time.monotonic() - began
+        shutil.rmtree(work, ignore_errors=True)
+        result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
+        if referee:
+            result = referee.result(result)
+        elif result.outcome == SCORED and overtime(result, plan.budget):
+            took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
+            result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
     if result.outcome != SCORED:
         check_disk(plan.folder)  # full by something else, it crashes a run that is innocent
     return result
