@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT, Cli
 
 from autoresearch.errors import NotReady, WrongCall
-from autoresearch.report import as_dict, plot, text
+from autoresearch.plot import plot
+from autoresearch.report import as_dict, text
 from autoresearch.results import CRASH, DISCARD, KEEP, Row, append, format_row
 
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"

@@ -32,7 +32,7 @@ def plan(tmp_path: Path, source: str, seconds: float = 60.0) -> RunPlan:
     helpers.mkdir(exist_ok=True)
     (helpers / "prepare.py").write_text("")
     (helpers / "constants.py").write_text(CONSTANTS)
-    return RunPlan(source, helpers, tmp_path / "run", budget=0.0, caches=tmp_path / "caches", allowance=seconds)
+    return RunPlan(source, helpers, tmp_path / "run", budget=1.0, caches=tmp_path / "caches", allowance=seconds - 1.0)
 
 
 def run(tmp_path: Path, source: str, seconds: float = 60.0) -> RunResult:
@@ -77,6 +77,14 @@ def test_figures_that_are_no_numbers_harm_nothing(tmp_path: Path) -> None:
     result = run(tmp_path, f"print({chr(10).join(lines)!r})")
     assert (result.outcome, result.val_bpb) == ("scored", 1.5)
     assert result.memory_mb is result.num_steps is result.total_tokens_m is None
+
+
+@pytest.mark.parametrize(("trained", "outcome"), [(1.9, "scored"), (2.1, "timeout")])
+def test_one_step_past_the_budget_is_grace_and_more_is_overtime(tmp_path: Path, trained: float, outcome: str) -> None:
+    result = run(tmp_path, toy().replace('"training_seconds": "1.0"', f'"training_seconds": "{trained}"'))
+    assert result.outcome == outcome
+    if outcome == "timeout":
+        assert (result.val_bpb, result.crash_class) == (None, "overtime")
 
 
 def test_the_last_summary_counts(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autoresearch.journal import Journal
     from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session
+    from autoresearch.setup import Wishes
     from autoresearch.view import View
 
 CRASH, TIMEOUT, NOT_READY, WRONG, FAULT, STOPPED = 1, 2, 3, 64, 70, 130
@@ -310,8 +311,10 @@ def command_results(arguments: argparse.Namespace) -> int:
     if len(warnings) > 5:
         say(f"and {len(warnings) - 5} more lines like these")
     if arguments.plot:
+        from autoresearch.plot import plot
+
         summary = results.summarize(rows)
-        report.plot(rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements")
+        plot(rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements")
         say(f"drawn: {arguments.plot}")
     numbers = Journal(lab).numbers()
     if arguments.json:
@@ -344,7 +347,7 @@ def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _wishes(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _wishes(arguments: argparse.Namespace) -> "Wishes":
     from autoresearch.setup import Wishes
 
     return Wishes(arguments.tag, arguments.seq_len, arguments.source, arguments.time_budget, arguments.num_shards)
