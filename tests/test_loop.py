@@ -199,7 +199,6 @@ def test_a_loop_under_nohup_outlives_the_terminal(lab: Path, tmp_path: Path, env
     assert statuses(lab) == ["keep", "discard"]
 
 
-@pytest.mark.xfail(strict=True, reason="Ratchet.git_bytes doesn't start git with start_new_session=True")
 def test_ctrl_c_in_a_terminal_reaches_git_too_and_harms_nothing(lab: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
     """A terminal signals the whole process group; here in the middle of the git command that commits the proposal."""
     bin, real = tmp_path / "bin", git(lab, "--exec-path") + "/git"

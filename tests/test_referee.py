@@ -291,11 +291,12 @@ def test_logits_that_depend_on_what_follows_are_found(game):
 
 def test_logits_that_depend_on_what_was_shown_before_are_found(game):
     class Counts(Candidate):
-        shown = 0
+        shown = 0  # rows; each gets another temperature
 
         def logits(self, tokens: np.ndarray) -> np.ndarray:
-            self.shown += 1
-            return super().logits(tokens) * np.float32(1 + 0.5 * (self.shown % 2))
+            order = self.shown + np.arange(len(tokens))
+            self.shown += len(tokens)
+            return super().logits(tokens) * (1 + 0.1 * order[:, None, None]).astype(np.float32)
 
     verdict, _ = game(Counts)
     assert "not causal" in str(verdict)

@@ -140,7 +140,7 @@ def _ask_prepare(copy: Path, question: str) -> str:
     """What this function of the prepare.py in `copy` says, in a process of its own. Raises NotReady."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(getattr(prepare, sys.argv[2])())"
     command = [sys.executable, "-I", "-B", "-c", code, str(copy), question]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, start_new_session=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]
         raise NotReady(lines[-1].removeprefix("prepare.NotReady: "))

@@ -34,7 +34,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     if not any(row.val_bpb is not None for row in rows):
         raise NotReady("there is no scored experiment to plot yet")
 
-    figure, axes = pyplot.subplots(figsize=(10, 5.4), dpi=150)
+    figure, axes = pyplot.subplots(figsize=(10, 5.2), dpi=150)
     _points(axes, rows)
     _labels(axes, rows)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -71,7 +71,10 @@ class Ratchet:
             arguments = ("diff", "--no-ext-diff", "--no-textconv", *arguments[1:])
         command = ["git", *options, *arguments]
         try:
-            done = subprocess.run(command, cwd=self.root, capture_output=True, env=environment, input=data or b"")
+            # A session of its own: Ctrl-C in a terminal reaches the whole process group, and git shall finish.
+            done = subprocess.run(
+                command, cwd=self.root, capture_output=True, env=environment, input=data or b"", start_new_session=True
+            )
         except FileNotFoundError:
             raise NotReady("git is not installed: install it with your system's packages") from None
         if done.returncode != 0:
