@@ -157,7 +157,7 @@ def _conditions(folder: Path, helpers: Path, lab: Lab) -> "Conditions":
 def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
     from autoresearch.journal import TIMED_OUT
-    from autoresearch.loop import Loop, Stop
+    from autoresearch.loop import Loop, Stop, row_of
     from autoresearch.researchers import make
     from autoresearch.view import View
 
@@ -168,14 +168,9 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     if done is None:
         say("train.py is unchanged: this was the baseline; change train.py and record again")
         return 0
-    print(results.format_row(session_row(done.commit, done.val_bpb, done.status, done.description, done.result)))
+    print(results.format_row(row_of(done)))
     timed_out = done.result is not None and done.result.outcome == TIMED_OUT
     return 0 if done.status != results.CRASH else TIMEOUT if timed_out else CRASH
-
-
-def session_row(commit: str | None, val_bpb: float | None, status: str, description: str, result: object) -> results.Row:
-    memory = getattr(result, "memory_mb", None)
-    return results.Row(commit or "", val_bpb, None if memory is None else memory / 1024, status, description)
 
 
 def command_loop(arguments: argparse.Namespace) -> int:

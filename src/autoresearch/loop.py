@@ -332,9 +332,7 @@ class Loop:
 
     def write_row(self, experiment: Experiment) -> Experiment:
         """One row, once: after a crash the row may be there already."""
-        memory = experiment.result.memory_mb if experiment.result else None
-        gigabytes = None if memory is None else memory / 1024
-        row = Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description)
+        row = row_of(experiment)
         path = self.session.results_path(experiment.fingerprint)
         written, _ = results.read(path)
         if not any(old.commit == row.commit and old.status == row.status for old in written[-10:]):
@@ -374,3 +372,10 @@ class Loop:
             files = {"results.tsv": rows, PROGRAM: self.lab.read(PROGRAM)}
             commit = self.ratchet.commit(self.session.tip(), files, f"results of session {self.session.record.tag}\n")
             self.ratchet.remember(self.session.record.tag, "results", commit)
+
+
+def row_of(experiment: Experiment) -> Row:
+    """The experiment as results.tsv has it."""
+    memory = experiment.result.memory_mb if experiment.result else None
+    gigabytes = None if memory is None else memory / 1024
+    return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description)
