@@ -3,7 +3,8 @@
     uv run python benchmarks/sessions.py [--sessions 3] [--experiments 20] [--time-budget 15] [--baselines 5] [--keep FOLDER]
 
 Each session is a fresh clone of this repository with the loop run in it by its script. Prints one row a session (kept, discarded,
-crashed, first and best val_bpb), the baseline under several seeds, and what the time went to. With --keep the clones stay.
+crashed, first and best val_bpb), how far repeated baselines scatter, each session's best again under seeds that did not select it, and
+what the time went to. With --keep the clones stay.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_SEED = 1337  # the loop's
 
 
 def call(clone: Path, script: str, *words: str) -> None:
@@ -46,17 +49,37 @@ def session(clone: Path, experiments: int) -> list[dict]:
     return done
 
 
-def spread(clone: Path, runs: int) -> list[float]:
-    """val_bpb of the unchanged train.py under `runs` seeds."""
-    main = subprocess.run(["git", "rev-list", "--max-count=1", "--grep=^setup:", "HEAD"], cwd=clone, capture_output=True, text=True)
-    subprocess.run(["git", "checkout", "--quiet", main.stdout.strip()], cwd=clone, check=True)
-    scores = []
-    for seed in range(1, runs + 1):
+def setup_commit(clone: Path) -> str:
+    """The session's start: its train.py is the baseline's."""
+    command = ["git", "rev-list", "--max-count=1", "--grep=^setup:", f"autoresearch/{clone.name}"]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def scores(clone: Path, commit: str, seeds: Iterable[int]) -> list[float]:
+    """val_bpb of a commit's train.py, run once with each seed."""
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
+    found = []
+    for seed in seeds:
         command = [str(clone / ".venv" / "bin" / "python"), "train.py"]
         env = os.environ | {"AUTORESEARCH_SEED": str(seed)}
         done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=True)
-        scores.append(next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("val_bpb:")))
-    return scores
+        found.append(next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("val_bpb:")))
+    return found
+
+
+def tell_baselines(clones: list[Path], runs: int) -> None:
+    """How far the unchanged train.py scatters, and what each session's best is worth where it was not selected."""
+    start, others = setup_commit(clones[0]), range(1, runs + 1)
+    same = scores(clones[0], start, [DEFAULT_SEED] * runs)
+    other = scores(clones[0], start, others)
+    for what, found in (("the loop's seed", same), ("other seeds", other)):
+        shown = ", ".join(f"{score:.4f}" for score in found)
+        print(f"\n{len(found)} baseline runs with {what}: {shown}; spread {max(found) - min(found):.4f}", flush=True)
+    for clone in clones:
+        best = scores(clone, f"autoresearch/{clone.name}", others)
+        gains = [before - after for before, after in zip(other, best, strict=True)]
+        shown = ", ".join(f"{gain:+.4f}" for gain in gains)
+        print(f"{clone.name}: its best against the baseline, seed by seed: {shown}; mean {statistics.mean(gains):+.4f}", flush=True)
 
 
 def tell_time(sessions: list[list[dict]]) -> None:
@@ -100,9 +123,7 @@ def main() -> None:
         print("| session | kept | discarded | crashed | first val_bpb | best val_bpb | seconds |\n|---|---|---|---|---|---|---|")
         clones = [new_clone(folder, f"session-{number}", arguments.time_budget) for number in range(1, arguments.sessions + 1)]
         sessions = [session(clone, arguments.experiments) for clone in clones]
-        scores = spread(clones[0], arguments.baselines)
-        shown = ", ".join(f"{score:.4f}" for score in scores)
-        print(f"\n{len(scores)} baselines with other seeds: {shown}; spread {max(scores) - min(scores):.4f}")
+        tell_baselines(clones, arguments.baselines)
         tell_time(sessions)
 
 
