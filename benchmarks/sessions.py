@@ -3,8 +3,8 @@
     uv run python benchmarks/sessions.py [--sessions 3] [--experiments 20] [--time-budget 15] [--baselines 5] [--keep FOLDER]
 
 Each session is a fresh clone of this repository with the loop run in it by its script. Prints one row a session (kept, discarded,
-crashed, first and best val_bpb), how far repeated baselines scatter, each session's best again under seeds that did not select it, and
-what the time went to. With --keep the clones stay.
+crashed, first and best val_bpb), how far repeated baselines scatter, each session's best again under seeds that did not select
+it, and what the time went to. With --keep the clones stay.
 """
 
 import argparse

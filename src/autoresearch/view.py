@@ -58,7 +58,7 @@ class View:
     def progress(self, now: Progress) -> None:
         figures = f"step {now.step}  loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tok/s  {now.seconds_left:.0f} s left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=now.percent, figures=figures)
+            self._bar.update(self._task, completed=now.percent, figures=figures, refresh=True)
         elif time.monotonic() - self._shown >= PLAIN_EVERY:
             self._shown = time.monotonic()
             self.say(f"  {now.percent:3.0f}%  {figures}")
