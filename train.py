@@ -2,9 +2,10 @@
 
 The recipe, each part with its source:
 - pre-norm transformer, RMSNorm without weights, untied head, no biases; ReLU^2 MLP (Primer, arXiv 2109.08668)
-- rotary positions (RoFormer, 2104.09864), then QK-norm (2010.04245); most layers see a short window (Longformer, 2004.05150)
+- rotary positions (RoFormer, 2104.09864), then QK-norm (2010.04245); most layers see a block of the row (Longformer, 2004.05150)
 - value embeddings: tokens feed the attention's values directly, through a gate for each head (value residual, 2410.17897)
-- every block takes in the residual stream and the first embedding, both with learned weights
+- every layer takes in the residual stream and the first embedding, both with learned weights; a token's first embedding has some of
+  its predecessor's in it, and before the head a share of the middle layer's stream is taken out ("smear", "backout": nanochat 2026)
 - logits with a soft cap (Gemma 2, 2408.00118)
 - matrices: Muon (Jordan 2024) with Polar Express (2505.16932), NorMuon's per-neuron scale (2510.05491) and cautious weight
   decay (2510.12402); all else: AdamW. The learning rate has no warm-up and falls for most of the run.
@@ -36,20 +37,25 @@ NUM_HEADS = 5  # attention heads; the model is NUM_HEADS * HEAD_DIM wide
 HEAD_DIM = 128  # channels of one head, even; fixed
 MLP_RATIO = 4  # hidden width of the MLP over the model's width
 WINDOW_PATTERN = "SSSSL"  # layers' attention, repeated: S short, L whole; one of: L, SL, SSL, SSSL, SSSSL
-SHORT_WINDOW = 256  # tokens before its own that a query sees in an S layer
+SHORT_WINDOW = 512  # tokens of a block; in an S layer a query sees what its own block has before it
+QK_SCALE = 1.2  # queries and keys are this long after their norm: sharper attention
 ROPE_BASE = 200_000.0  # longest wavelength of the rotary positions, in tokens over 2 pi
 SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
 VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
 GATE_CHANNELS = 32  # channels of a token that decide on its value embedding's gate; fixed
 
+SMEAR_CHANNELS = 24  # channels of a token that decide how much of the previous token's embedding it takes in; fixed
+
 # Initial values
 INIT_SCALE = 0.68  # matrices are uniform with standard deviation INIT_SCALE / sqrt(width)
+MLP_INIT_SCALE = 0.4  # the same for the MLP's first matrix
 HEAD_INIT_STD = 0.001  # standard deviation of the output head; fixed
 X0_LAMBDA = 0.05  # weight of the first embedding in every block's input
+BACKOUT = 0.2  # weight with which the stream of the middle layer is taken out before the head
 
 # Batch
 TOTAL_BATCH = 2**18  # tokens of one optimizer step; a power of two
-DEVICE_BATCH = 128  # rows of one device step, halved until it fits; fixed
+DEVICE_BATCH = 64  # rows of one device step, halved until it fits; fixed
 
 # Optimizer; learning rates of AdamW are for a width of 768 and grow with 1 / sqrt(width)
 MATRIX_LR = 0.04  # Muon, the matrices of the blocks
@@ -95,8 +101,10 @@ def check_shapes() -> None:
         raise ValueError(f"HEAD_DIM = {HEAD_DIM} is odd: rotary positions turn channels in pairs")
     if not WINDOW_PATTERN or set(WINDOW_PATTERN) - set("SL"):
         raise ValueError(f"WINDOW_PATTERN = {WINDOW_PATTERN!r} may hold S and L alone")
-    if GATE_CHANNELS > WIDTH:
-        raise ValueError(f"GATE_CHANNELS = {GATE_CHANNELS} is more than the model's width {WIDTH}")
+    if max(GATE_CHANNELS, SMEAR_CHANNELS) > WIDTH:
+        raise ValueError(f"GATE_CHANNELS = {GATE_CHANNELS} or SMEAR_CHANNELS = {SMEAR_CHANNELS} is more than the width {WIDTH}")
+    if SHORT_WINDOW < MAX_SEQ_LEN and MAX_SEQ_LEN % SHORT_WINDOW:
+        raise ValueError(f"SHORT_WINDOW = {SHORT_WINDOW} does not divide MAX_SEQ_LEN = {MAX_SEQ_LEN} into blocks")
     if TOTAL_BATCH < MAX_SEQ_LEN or TOTAL_BATCH % MAX_SEQ_LEN:
         raise ValueError(f"TOTAL_BATCH = {TOTAL_BATCH} is not a multiple of MAX_SEQ_LEN = {MAX_SEQ_LEN}")
 
@@ -123,6 +131,12 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False) if COMPILE else function
 
 
+def fused(function: Callable) -> Callable:
+    """Compiled with products that may be Triton's own where that is faster: only those can take what follows in."""
+    options = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON", "triton.enable_persistent_tma_matmul": True}
+    return torch.compile(function, dynamic=False, options=options) if COMPILE and DEVICE.type == "cuda" else compiled(function)
+
+
 def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -131,63 +145,45 @@ def synchronize() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Attention: one function, (B, T, H, D) x 3 -> (B, T, H, D), causal; `window` tokens back, or None for all of them
+# Attention: (B, T, H, D) x 3 -> (B, T, H, D), causal. A short layer is whole attention inside blocks of tokens (as in Longformer's
+# chunks, 2004.05150), because the fastest kernels know any length but no window: blocks of 512 beat a sliding window of 256.
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+def whole_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scale = QK_SCALE**2 / math.sqrt(HEAD_DIM)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, scale=scale)
     return out.transpose(1, 2)
 
 
-def flash_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """The windowed kernel that torch ships for CUDA; it has no public name."""
-    T = q.size(1)
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, None, None, T, T, 0.0, True, False, window_size_left=window, window_size_right=0
-    )[0]
+def pick_kernel() -> str:
+    """The fastest attention that really runs here, forwards and backwards: cuDNN's on a GPU that has it."""
+    if DEVICE.type != "cuda":
+        return "sdpa"
+    backends = torch.backends.cuda
+    others = (backends.enable_flash_sdp, backends.enable_mem_efficient_sdp, backends.enable_math_sdp)
+    for enable in others:
+        enable(False)
+    try:
+        q, k, v = (torch.randn(1, 128, 1, HEAD_DIM, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
+        whole_attention(q, k, v).sum().backward()
+        return "cudnn"
+    except RuntimeError:
+        for enable in others:
+            enable(True)
+        return "sdpa"
 
 
-def chunked_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Any device: queries in chunks of `window`, each looking at its own chunk and the one before; exact, no T x T mask."""
-    B, T, H, D = q.shape
-    pad = -T % window
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, pad)).view(B, -1, window, H, D) for x in (q, k, v))
-    chunks = q.size(1)
-
-    def with_previous(x: Tensor) -> Tensor:
-        previous = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
-        return torch.cat([previous, x], dim=2).flatten(0, 1).transpose(1, 2)
-
-    query = torch.arange(window, device=q.device)[:, None] + window
-    key = torch.arange(2 * window, device=q.device)[None, :]
-    visible = (key <= query) & (key >= query - window)
-    first = visible & (key >= window)  # the first chunk has none before it
-    mask = torch.cat([first[None], visible.expand(chunks - 1, -1, -1)]).repeat(B, 1, 1)[:, None]
-    out = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), with_previous(k), with_previous(v), mask)
-    return out.transpose(1, 2).reshape(B, T + pad, H, D)[:, :T]
+ATTENTION_KERNEL = pick_kernel()
 
 
-def pick_window_kernel() -> tuple[str, Callable]:
-    """The fastest windowed attention that really runs here, forwards and backwards."""
-    if DEVICE.type == "cuda" and DTYPE != torch.float32:
-        try:
-            q, k, v = (torch.randn(1, 128, 1, HEAD_DIM, device=DEVICE, dtype=DTYPE, requires_grad=True) for _ in range(3))
-            flash_window(q, k, v, 32).sum().backward()
-            return "flash", flash_window
-        except (RuntimeError, TypeError):
-            pass
-    return "chunked", chunked_window
-
-
-WINDOW_KERNEL_NAME, window_attention = pick_window_kernel()
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
+    """Queries see the tokens before them in their own block of `block` tokens."""
     if DEVICE.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()  # bf16 attention is slower there: backwards twice over
-    if window is None or window >= q.size(1):
-        return full_attention(q, k, v).to(DTYPE)
-    return window_attention(q, k, v, window).to(DTYPE)
+    B, T, H, D = q.shape
+    if block >= T:
+        return whole_attention(q, k, v).to(DTYPE)
+    return whole_attention(*(x.reshape(-1, block, H, D) for x in (q, k, v))).reshape(B, T, H, D).to(DTYPE)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -204,19 +200,87 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
+@compiled
+def stem(tokens: Tensor, embed: Tensor, smear: Tensor, smear_gate: Tensor) -> Tensor:
+    """The first embedding (B, T, WIDTH): the token's own and, through a gate, that of the token before it."""
+    x = norm(F.embedding(tokens, embed).to(DTYPE))
+    gate = smear * torch.sigmoid(F.linear(x[..., :SMEAR_CHANNELS], smear_gate.to(DTYPE)))
+    return x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+
+@compiled
+def attention_half(
+    x: Tensor,
+    first: Tensor,
+    mix: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, ...],
+    value: tuple[Tensor, ...],
+    turn: tuple[Tensor, Tensor],
+    reach: int,
+) -> tuple[Tensor, Tensor]:
+    """The stream x (B, T, WIDTH) after a layer's attention, and its norm. `value`: tokens, embeddings and gates, or nothing."""
+    qk_weight, value_weight, out_weight = weights
+    B, T, _ = x.shape
+    x = mix[0] * x + mix[1] * first
+    y = norm(x)
+    v = F.linear(y, value_weight).view(B, T, NUM_HEADS, HEAD_DIM)
+    if value:
+        tokens, embeds, gates = value
+        gate = 2 * torch.sigmoid(F.linear(y[..., :GATE_CHANNELS], gates))
+        v = v + gate[..., None] * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
+    q, k = norm(rotate(F.linear(y, qk_weight).view(B, T, 2 * NUM_HEADS, HEAD_DIM), *turn)).chunk(2, dim=2)
+    x = x + F.linear(attend(q, k, v, reach).reshape(B, T, WIDTH), out_weight)
+    return x, norm(x)
+
+
+@fused
+def squared_relu(x: Tensor, weight: Tensor) -> Tensor:
+    return F.relu(x @ weight.t()).square()
+
+
+@fused
+def squared_relu_grad(grad: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
+    """The derivative of relu(z)^2 is 2 relu(z), and relu(z) is the root of what was kept."""
+    return (grad @ weight) * (2 * hidden.sqrt())
+
+
+class MLP(torch.autograd.Function):
+    """x + relu(y @ mlp_in^T)^2 @ mlp_out^T on (tokens, WIDTH). Its backward is written out: so one large tensor is kept in place of
+    two, and products take in what follows them (on an H100 2% more tokens a second and a fifth less memory)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
+        hidden = squared_relu(y, mlp_in)
+        ctx.save_for_backward(y, mlp_in, mlp_out, hidden)
+        return torch.addmm(x, hidden, mlp_out.t())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, mlp_in, mlp_out, hidden = ctx.saved_tensors
+        inner = squared_relu_grad(grad, mlp_out, hidden)
+        return grad, inner @ mlp_in, inner.t() @ y, grad.t() @ hidden
+
+
+@compiled
+def unembed(x: Tensor, middle: Tensor, backout: Tensor, head: Tensor) -> Tensor:
+    return F.linear(norm(x - backout * middle) / SOFTCAP, head.to(DTYPE))
+
+
 class GPT(nn.Module):
     """(B, T) tokens -> (B, T, V) raw logits over SOFTCAP, in DTYPE; V is VOCAB_SIZE rounded up to 64, the rest is padding."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vocab = -(-VOCAB_SIZE // 64) * 64
-        first = (DEPTH - 1) % VALUE_EMBED_EVERY if VALUE_EMBED_EVERY else DEPTH
-        self.value_layers = list(range(first, DEPTH, VALUE_EMBED_EVERY or 1))
-        self.windows = [None if WINDOW_PATTERN[i % len(WINDOW_PATTERN)] == "L" else SHORT_WINDOW for i in range(DEPTH)]
-        self.windows[-1] = None  # the last layer sees everything
+        start = (DEPTH - 1) % VALUE_EMBED_EVERY if VALUE_EMBED_EVERY else DEPTH
+        self.value_layers = list(range(start, DEPTH, VALUE_EMBED_EVERY or 1))
+        short = [WINDOW_PATTERN[i % len(WINDOW_PATTERN)] == "S" and i < DEPTH - 1 for i in range(DEPTH)]  # the last sees all
+        self.reach = [SHORT_WINDOW if is_short else MAX_SEQ_LEN for is_short in short]
 
         hidden = MLP_RATIO * WIDTH
         self.embed = nn.Parameter(torch.empty(self.vocab, WIDTH))
+        self.smear_gate = nn.Parameter(torch.empty(1, SMEAR_CHANNELS))
+        self.smear = nn.Parameter(torch.empty(()))
         self.value_embeds = nn.Parameter(torch.empty(len(self.value_layers), self.vocab, WIDTH))
         self.value_gates = nn.Parameter(torch.empty(len(self.value_layers), NUM_HEADS, GATE_CHANNELS))
         self.attention = nn.Parameter(torch.empty(DEPTH, 4, WIDTH, WIDTH))  # query, key, value, output
@@ -224,6 +288,7 @@ class GPT(nn.Module):
         self.mlp_out = nn.Parameter(torch.empty(DEPTH, WIDTH, hidden))
         self.residual = nn.Parameter(torch.empty(DEPTH))
         self.first = nn.Parameter(torch.empty(DEPTH))
+        self.backout = nn.Parameter(torch.empty(()))
         self.head = nn.Parameter(torch.empty(self.vocab, WIDTH))
 
         frequency = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
@@ -233,63 +298,43 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        bound = INIT_SCALE * math.sqrt(3 / WIDTH)
+        bound = math.sqrt(3 / WIDTH)
         nn.init.normal_(self.embed)
-        nn.init.uniform_(self.value_embeds, -bound, bound)
+        nn.init.zeros_(self.smear_gate)
+        nn.init.zeros_(self.smear)
+        nn.init.uniform_(self.value_embeds, -INIT_SCALE * bound, INIT_SCALE * bound)
         nn.init.zeros_(self.value_gates)  # a gate of 2 * sigmoid(0) = 1
-        nn.init.uniform_(self.attention, -bound, bound)
+        nn.init.uniform_(self.attention, -INIT_SCALE * bound, INIT_SCALE * bound)
         nn.init.zeros_(self.attention[:, 3])  # every block begins as the identity
-        nn.init.uniform_(self.mlp_in, -bound, bound)
+        nn.init.uniform_(self.mlp_in, -MLP_INIT_SCALE * bound, MLP_INIT_SCALE * bound)
         nn.init.zeros_(self.mlp_out)
         nn.init.ones_(self.residual)
         nn.init.constant_(self.first, X0_LAMBDA)
+        nn.init.constant_(self.backout, BACKOUT)
         nn.init.normal_(self.head, std=HEAD_INIT_STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
         T = tokens.size(1)
-        cos, sin = self.cos[:, :T], self.sin[:, :T]
-        blocks = zip(
-            self.attention.to(DTYPE).unbind(),
-            self.mlp_in.to(DTYPE).unbind(),
-            self.mlp_out.to(DTYPE).unbind(),
-            self.residual.to(DTYPE).unbind(),
-            self.first.to(DTYPE).unbind(),
-            self.windows,
-            strict=True,
-        )
-        values = dict(zip(self.value_layers, zip(self.value_embeds.unbind(), self.value_gates.unbind(), strict=True), strict=True))
+        turn = self.cos[:, :T], self.sin[:, :T]
+        attention, mlp_in, mlp_out = (bank.to(DTYPE).unbind() for bank in (self.attention, self.mlp_in, self.mlp_out))
+        residual, first_weight = self.residual.unbind(), self.first.unbind()
+        tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
+        values = {layer: (tokens, *table) for layer, table in zip(self.value_layers, tables, strict=True)}
 
-        x = first = norm(F.embedding(tokens, self.embed).to(DTYPE))
-        for layer, (attention, mlp_in, mlp_out, residual, first_weight, window) in enumerate(blocks):
-            x = residual * x + first_weight * first
-            x = x + self.attention_block(norm(x), tokens, attention, values.get(layer), cos, sin, window)
-            x = x + F.linear(F.relu(F.linear(norm(x), mlp_in)).square(), mlp_out)
-        return F.linear(norm(x) / SOFTCAP, self.head.to(DTYPE))
-
-    def attention_block(
-        self,
-        x: Tensor,
-        tokens: Tensor,
-        weights: Tensor,
-        value: tuple[Tensor, Tensor] | None,
-        cos: Tensor,
-        sin: Tensor,
-        window: int | None,
-    ) -> Tensor:
-        B, T, _ = x.shape
-        q, k, v = F.linear(x, weights[:3].flatten(0, 1)).view(B, T, 3, NUM_HEADS, HEAD_DIM).unbind(2)
-        if value is not None:
-            embeds, gates = value
-            gate = 2 * torch.sigmoid(F.linear(x[..., :GATE_CHANNELS], gates.to(DTYPE)))
-            v = v + gate[..., None] * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
-        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
-        return F.linear(attend(q, k, v, window).reshape(B, T, WIDTH), weights[3])
+        x = first = middle = stem(tokens, self.embed, self.smear, self.smear_gate)
+        for i in range(DEPTH):
+            weights = attention[i][:2].flatten(0, 1), attention[i][2], attention[i][3]
+            mix = residual[i], first_weight[i]
+            x, y = attention_half(x, first, mix, weights, values.get(i, ()), turn, self.reach[i])
+            x = MLP.apply(x.flatten(0, 1), y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)
+            if i == DEPTH // 2:
+                middle = x
+        return unembed(x, middle, self.backout, self.head)
 
     def flops_per_token(self) -> float:
-        """Forward and backward: 6 for each weight of a product, 12 D for each pair of a query and a key it sees."""
+        """Forward and backward: 6 for each weight of a product, 12 D for each pair of a query and a key it may see."""
         products = self.attention.numel() + self.mlp_in.numel() + self.mlp_out.numel() + self.head.numel()
-        seen = sum(min(window or MAX_SEQ_LEN, MAX_SEQ_LEN) for window in self.windows)
-        return 6 * products + 12 * NUM_HEADS * HEAD_DIM * seen
+        return 6 * products + 12 * NUM_HEADS * HEAD_DIM * sum(min(reach, MAX_SEQ_LEN) for reach in self.reach)
 
 
 def softcap(logits: Tensor) -> Tensor:
@@ -300,7 +345,10 @@ def softcap(logits: Tensor) -> Tensor:
 @compiled
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean nats per token. Apart from the model, so that training and evaluation share the model's one graph."""
-    return F.cross_entropy(softcap(logits)[..., :VOCAB_SIZE].flatten(0, 1), targets.flatten())
+    capped = softcap(logits)[..., :VOCAB_SIZE]
+    total = (capped - SOFTCAP).exp().sum(-1).log() + SOFTCAP  # bent logits need no search for their largest
+    target = torch.where(torch.arange(VOCAB_SIZE, device=logits.device) == targets[..., None], capped, 0.0).sum(-1)
+    return (total - target).mean()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -371,9 +419,9 @@ class Optimizer:
             (model.value_embeds, EMBED_LR * wide, VALUE_DECAY),
             (model.head, HEAD_LR * wide, HEAD_DECAY),
             (model.first, SCALAR_LR, 0.0),
-            (model.residual, SCALAR_LR * 0.01, 0.0),
-            (model.value_gates, SCALAR_LR * 0.01, 0.0),
         ]
+        small = (model.residual, model.value_gates, model.smear, model.smear_gate, model.backout)
+        self.adamw += [(p, SCALAR_LR * 0.01, 0.0) for p in small]
         self.adamw = [entry for entry in self.adamw if entry[0].numel()]
         self.muon = [model.attention, model.mlp_in, model.mlp_out]
         self.adamw_state = [(torch.zeros_like(p), torch.zeros_like(p)) for p, _, _ in self.adamw]
@@ -470,7 +518,7 @@ class Trainer:
         with torch.device(DEVICE):
             self.model = GPT()
         self.model.init_weights()
-        self.forward = compiled(self.model)
+        self.forward = self.model
         self.optimizer = Optimizer(self.model)
         self.scale = LOSS_SCALE if DTYPE == torch.float16 else 1.0
 
@@ -587,7 +635,7 @@ def main() -> None:
     trainer = largest_that_fits()
     params = sum(p.numel() for p in trainer.model.parameters())
     print(
-        f"device: {DEVICE.type} {str(DTYPE).removeprefix('torch.')} | attention: sdpa, windows {WINDOW_KERNEL_NAME} | "
+        f"device: {DEVICE.type} {str(DTYPE).removeprefix('torch.')} | attention: {ATTENTION_KERNEL} | "
         f"{params / 1e6:.1f}M parameters | {trainer.device_rows} rows x {trainer.accumulation} | "
         f"ready in {time.monotonic() - began:.1f}s",
         flush=True,

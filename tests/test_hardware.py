@@ -457,7 +457,7 @@ def test_a_length_changes_what_it_must_and_keeps_the_tokens_on_the_device() -> N
     large = profiles._profile("gpu-70gb", "cuda")
     short = with_seq_len(large, 256)
     assert short.constants["EVAL_TOKENS"] == 2_097_152, "not 40 * 524288 with its head replaced"
-    assert short.train["DEVICE_BATCH"] == 1024
+    assert short.train["DEVICE_BATCH"] == 512
     assert {k for k in large.train if large.train[k] != short.train[k]} == {"DEVICE_BATCH", "SHORT_WINDOW"}
     assert large.constants["MAX_SEQ_LEN"] == 2048, "the profile that was given is as it was"
     assert with_seq_len(large, 2048) == large

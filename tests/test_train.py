@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CONSTANTS, ROOT, environment_of
 
 from autoresearch.experiment.runner import PROGRESS
@@ -31,6 +32,7 @@ TINY = {
     "WINDOW_PATTERN": "SL",
     "SHORT_WINDOW": 32,
     "GATE_CHANNELS": 8,
+    "SMEAR_CHANNELS": 4,
     "TOTAL_BATCH": 1024,
     "DEVICE_BATCH": 4,
     "COMPILE": False,
@@ -105,25 +107,35 @@ def tokens(rows: int, length: int = T) -> torch.Tensor:
 # -- attention -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("length", "window"), [(64, 16), (64, 63), (100, 16), (65, 64), (7, 16), (1, 4), (33, 1), (256, 32)])
-def test_windowed_attention_is_that_of_a_dense_mask(train: ModuleType, length: int, window: int) -> None:
-    q, k, v = (torch.randn(2, length, 3, 8, requires_grad=True) for _ in range(3))
-    weight = torch.randn(2, length, 3, 8)
+@pytest.mark.parametrize(("length", "block"), [(64, 16), (64, 32), (64, 64), (64, 128), (96, 32), (6, 2), (4, 1)])
+def test_attention_in_blocks_is_that_of_a_dense_mask(train: ModuleType, length: int, block: int) -> None:
+    q, k, v = (torch.randn(2, length, 3, train.HEAD_DIM, requires_grad=True) for _ in range(3))
+    weight = torch.randn(2, length, 3, train.HEAD_DIM)
     at = torch.arange(length)
-    visible = (at[None] <= at[:, None]) & (at[None] >= at[:, None] - window)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(8)
+    visible = (at[None] <= at[:, None]) & (at[None] // block == at[:, None] // block)
+    scores = train.QK_SCALE**2 * torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(train.HEAD_DIM)
     wanted = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~visible, -math.inf).softmax(-1), v)
-    found = train.chunked_window(q, k, v, window)
+    found = train.attend(q, k, v, block)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     wanted_gradients = torch.autograd.grad((wanted * weight).sum(), (q, k, v), retain_graph=True)
     found_gradients = torch.autograd.grad((found * weight).sum(), (q, k, v))
     torch.testing.assert_close(found_gradients, wanted_gradients, rtol=0, atol=1e-5)
 
 
-def test_a_window_as_long_as_the_row_is_none(train: ModuleType) -> None:
-    q, k, v = (torch.randn(2, 64, 3, 8) for _ in range(3))
-    torch.testing.assert_close(train.attend(q, k, v, 64), train.attend(q, k, v, None), rtol=0, atol=0)
-    torch.testing.assert_close(train.chunked_window(q, k, v, 63), train.attend(q, k, v, None), rtol=0, atol=1e-5)
+def test_the_mlp_and_its_own_backward_are_those_of_autograd(train: ModuleType) -> None:
+    x, y, mlp_in, mlp_out = (torch.randn(size, requires_grad=True) for size in ((40, 8), (40, 8), (32, 8), (8, 32)))
+    inputs, weight = (x, y, mlp_in, mlp_out), torch.randn(40, 8)
+    wanted = x + F.relu(y @ mlp_in.t()).square() @ mlp_out.t()
+    found = train.MLP.apply(*inputs)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    wanted_gradients = torch.autograd.grad((wanted * weight).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), inputs), wanted_gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_bent_logits(train: ModuleType) -> None:
+    logits, targets = 2 * torch.randn(3, 5, 2048), tokens(3, 5)
+    wanted = F.cross_entropy(train.softcap(logits).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(train.loss_of(logits, targets), wanted, rtol=1e-6, atol=1e-6)
 
 
 # -- the model -----------------------------------------------------------------------------------------------------------
@@ -180,7 +192,7 @@ def test_a_new_model_knows_nothing(train: ModuleType) -> None:
         {"DEPTH": 1, "WINDOW_PATTERN": "S"},
         {"MLP_RATIO": 1},
         {"SHORT_WINDOW": 1},
-        {"SHORT_WINDOW": 100},
+        {"SHORT_WINDOW": 128},
         {"SHORT_WINDOW": 4096},
         {"VOCAB_SIZE": 2047},
         {"MUON_RAMP": 0.0},
@@ -205,7 +217,7 @@ def test_parameters_and_flops_are_counted_right(train: ModuleType) -> None:
     model = train.GPT()
     width, blocks = 32, 3 * (4 * 32 * 32 + 2 * 2 * 32 * 32)
     embeds = 2048 * width * (1 + 2 + 1)  # tokens, two value embeddings, head
-    assert sum(p.numel() for p in model.parameters()) == blocks + embeds + 2 * 2 * 8 + 2 * 3
+    assert sum(p.numel() for p in model.parameters()) == blocks + embeds + 2 * 2 * 8 + 2 * 3 + 4 + 2
     assert model.flops_per_token() == 6 * (blocks + 2048 * width) + 12 * width * (32 + 2 * T)
 
 
@@ -331,7 +343,8 @@ def test_a_device_batch_larger_than_the_step_or_no_divisor_of_it_is_fitted(
         ({"HEAD_DIM": 15}, "HEAD_DIM = 15 is odd"),
         ({"WINDOW_PATTERN": "SXL"}, "WINDOW_PATTERN = 'SXL'"),
         ({"WINDOW_PATTERN": ""}, "WINDOW_PATTERN = ''"),
-        ({"GATE_CHANNELS": 64}, "GATE_CHANNELS = 64 is more than the model's width 32"),
+        ({"GATE_CHANNELS": 64}, "GATE_CHANNELS = 64 or SMEAR_CHANNELS = 4 is more than the width 32"),
+        ({"SHORT_WINDOW": 100}, "SHORT_WINDOW = 100 does not divide MAX_SEQ_LEN = 256"),
         ({"TOTAL_BATCH": 128}, "TOTAL_BATCH = 128 is not a multiple of MAX_SEQ_LEN = 256"),
         ({"TOTAL_BATCH": 1000}, "TOTAL_BATCH = 1000"),
     ],

@@ -11,7 +11,7 @@ import math
 import operator
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -155,6 +155,29 @@ def set_literals(source: str, values: Mapping[str, Any]) -> str:
         begin, end = literals[name].span
         data = data[:begin] + _written(values[name]).encode() + data[end:]
     return data.decode()
+
+
+def override(source: str, settings: Iterable[str]) -> str:
+    """`source` with each "NAME=VALUE" in it: a literal as Python writes it, or "2x" for a multiple. Raises ValueError, one line."""
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        old = read_literals(source).get(name)
+        if not equals or old is None:
+            known = ", ".join(read_literals(source))
+            raise ValueError(f"{setting}: want NAME=VALUE with a literal of train.py: {known}")
+        try:
+            value = evaluate(ast.parse(text.removesuffix("x"), mode="eval").body)
+            value = value * old.value if text.endswith("x") else value
+        except (SyntaxError, ValueError, TypeError):
+            value = text if isinstance(old.value, str) else None
+        if isinstance(old.value, float) and type(value) is int:
+            value = float(value)
+        if isinstance(old.value, int) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not type(old.value):
+            raise ValueError(f"{setting}: {name} = {old.value!r} is a {type(old.value).__name__}, {text!r} is none")
+        source = set_literals(source, {name: value})
+    return source
 
 
 def _written(value: Any) -> str:

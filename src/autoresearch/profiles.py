@@ -36,12 +36,12 @@ _CONSTANT_ROWS: dict[str, tuple[int | str, ...]] = {
 }
 _SIZES = ["DEPTH", "NUM_HEADS", "HEAD_DIM", "TOTAL_BATCH", "DEVICE_BATCH", "WINDOW_PATTERN", "SHORT_WINDOW", "COMPILE"]
 _SIZE_ROWS: dict[str, tuple[int | str, ...]] = {
-    "gpu-70gb": (9,  5,           128,        2**18,         128,            "SSSSL",          256,            True),
-    "gpu-36gb": (9,  5,           128,        2**18,         128,            "SSSSL",          256,            True),
-    "gpu-15gb": (8,  4,           128,        2**16,         64,             "SSSL",           128,            True),
-    "gpu-5gb":  (6,  4,           64,         2**15,         64,             "SSL",            64,             True),
-    "mps":      (4,  4,           32,         2**12,         16,             "SSSL",           64,             False),
-    "cpu":      (4,  4,           32,         2**11,         8,              "SSSL",           64,             False),
+    "gpu-70gb": (9,  5,           128,        2**18,         64,             "SSSSL",          512,            True),
+    "gpu-36gb": (9,  5,           128,        2**18,         64,             "SSSSL",          512,            True),
+    "gpu-15gb": (8,  4,           128,        2**16,         64,             "SSSL",           256,            True),
+    "gpu-5gb":  (6,  4,           64,         2**15,         64,             "SSL",            128,            True),
+    "mps":      (4,  4,           32,         2**12,         16,             "SSSL",           128,            False),
+    "cpu":      (4,  4,           32,         2**11,         8,              "SSSL",           128,            False),
 }
 # fmt: on
 _GPU_FROM_MB = {"gpu-70gb": 70_000, "gpu-36gb": 36_000, "gpu-15gb": 15_000, "gpu-5gb": 0}
