@@ -357,7 +357,7 @@ def test_the_example_researcher_works_as_it_is_printed(tmp_path: Path) -> None:
     script.chmod(0o755)
     source = text_of(ROOT / "train.py")
     context = Context(Lab(ROOT), source, "# Brief\n", [], tmp_path / "scratch" / "lab")
-    proposal = researchers.make(str(script), time_limit=60).propose(context)
+    proposal = researchers.make(str(script)).propose(context)
     before, after = read_literals(source), read_literals(proposal.source)
     changed = [name for name in before if before[name].value != after[name].value]
     assert len(changed) == 1

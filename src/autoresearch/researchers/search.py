@@ -30,6 +30,7 @@ from optuna.trial import TrialState
 from autoresearch.journal import Experiment
 from autoresearch.literals import Literal, Value, code_key, read_literals, set_literals
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers.said import SIGNIFICANT, describe
 
 SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
 # First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a
@@ -42,9 +43,7 @@ NEAR_ONE = 0.5  # floats from here to 1 (momenta, decay rates) are searched by t
 MAX_INT = 2**40
 MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30
 MIN_DISTANCE, MAX_DISTANCE = 1e-6, 0.99  # of a float to 1
-NAMED = 4  # changes that a description names; the patch has all of them
 ATTEMPTS = 50  # points that are asked for until one is new; where all literals are small whole numbers there are few
-SIGNIFICANT = 3  # digits of a proposed float
 
 optuna.logging.set_verbosity(logging.ERROR)
 
@@ -162,6 +161,7 @@ def space(source: str, origin: Mapping[str, Any]) -> dict[str, Dimension]:
 
 class Search:
     name = "search"
+    thinks = False
 
     def propose(self, context: Context) -> Proposal:
         current = {name: literal.value for name, literal in read_literals(context.source).items()}
@@ -255,22 +255,3 @@ def _mend_tail(log: Path) -> None:
     """Cut off a last line that a killed process left half written: Optuna would not read the file again."""
     if log.exists() and not (data := log.read_bytes()).endswith(b"\n"):
         os.truncate(log, data.rfind(b"\n") + 1)
-
-
-def describe(current: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
-    """'MATRIX_LR 0.04->0.05, DEPTH 4->5', the largest changes first."""
-
-    def size(name: str) -> float:
-        before, after = current[name], changes[name]
-        if isinstance(before, int | float) and isinstance(after, int | float) and before > 0 and after > 0:
-            return abs(math.log(after / before))
-        return math.inf
-
-    names = sorted(changes, key=size, reverse=True)
-    told = [f"{name} {_short(current[name])}->{_short(changes[name])}" for name in names[:NAMED]]
-    more = [f"{len(names) - NAMED} smaller steps"] if len(names) > NAMED else []
-    return ", ".join(told + more) or "no change"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.{SIGNIFICANT}g}" if isinstance(value, float) else str(value)
