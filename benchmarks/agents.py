@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from real_agents import AGENTS, NotInstalled, RealAgent, install, session  # noqa: E402
 
-VALUES = [0.03, 0.05, 0.025]
+EXPERIMENTS = 3
+VALUES = [0.03, 0.05, 0.025, 0.06, 0.033, 0.045, 0.028, 0.055]  # more than experiments: some are asked for again
 BUDGET = "5"  # seconds of training a run
 AUTORESEARCH = [sys.executable, "-P", "-m", "autoresearch"]
 
@@ -43,7 +44,7 @@ def make_lab(folder: Path, environment: dict[str, str]) -> Path:
 def drive(agent: RealAgent, lab: Path, environment: dict[str, str], acp: bool) -> list[dict[str, object]]:
     """Three experiments by this agent in a session of its own. Returns the loop's own record of them."""
     tag = f"{agent.name}-acp" if acp else agent.name
-    options = ("--max", str(len(VALUES)), "--tag", tag, "--researcher-timeout", "120")
+    options = ("--max", str(EXPERIMENTS), "--tag", tag, "--researcher-timeout", "120")
     done = session(agent, lab, VALUES, environment, *options, literal="MATRIX_LR", acp=acp)
     print(done.stderr, file=sys.stderr)
     lines = (lab / ".autoresearch" / "experiments.jsonl").read_text().splitlines()
@@ -55,7 +56,7 @@ def report(agent: RealAgent, done: list[dict[str, object]], seconds: float, acp:
     tokens = " ".join(str(each["input_tokens"]) for each in done)
     named = f"acp:{agent.acp}" if acp else agent.name
     said = sum(each["category"] == "optimizer" and bool(each["hypothesis"]) for each in done)
-    return f"| {named} | {agent.package} | {len(done)} of {len(VALUES)} | {said} | {thought} | {tokens} | {seconds:.0f} |"
+    return f"| {named} | {agent.package} | {len(done)} of {EXPERIMENTS} | {said} | {thought} | {tokens} | {seconds:.0f} |"
 
 
 def main() -> int:
@@ -79,7 +80,7 @@ def main() -> int:
         for agent in ready:
             began = time.monotonic()
             done = drive(agent, lab, environment, arguments.acp)
-            failed = failed or len(done) < len(VALUES)
+            failed = failed or len(done) < EXPERIMENTS
             rows.append(report(agent, done, time.monotonic() - began, arguments.acp))
     print("| researcher | package | experiments | said why | seconds of thought | input tokens | seconds in all |")
     print("|---|---|---|---|---|---|---|")

@@ -46,7 +46,7 @@ AGENTS = {
     for agent in (
         RealAgent("claude", "@anthropic-ai/claude-code-linux-x64@2.1.330", "npm", key="ANTHROPIC_API_KEY", model="claude-mock-1"),
         RealAgent("codex", "@openai/codex@0.169.0", "npm", path="/v1"),
-        RealAgent("opencode", "opencode-ai@1.18.33", "npm", path="/v1", acp="opencode acp"),
+        RealAgent("opencode", "opencode-linux-x64@1.18.33", "npm", path="/v1", acp="opencode acp"),
         RealAgent("gemini", "@google/gemini-cli@0.61.0", "npm", key="GEMINI_API_KEY", acp="gemini --acp"),
         RealAgent("aider", "aider-chat==0.86.2", "pypi", path="/v1"),
     )
@@ -76,10 +76,10 @@ def install(agent: RealAgent) -> Path:
             raise NotInstalled(f"{agent.name}: its registry gave {agent.package} not within {INSTALL_LIMIT} s") from None
         if done.returncode != 0:
             raise NotInstalled(f"{agent.name}: {agent.package} can't be installed: {done.stderr.strip().splitlines()[-1:]}")
-        if agent.name == "claude" and not program.exists():  # the platform's package has the program and no link to it
-            found = next((folder / "node_modules" / "@anthropic-ai").glob("*/claude"))
+        if not program.exists():  # the platform's own package has the program and no link to it
+            found = [path for path in (folder / "node_modules").rglob(agent.name) if path.is_file() and os.access(path, os.X_OK)]
             agent.bin.mkdir(exist_ok=True)
-            program.symlink_to(found)
+            program.symlink_to(found[0])
     return agent.bin
 
 
@@ -161,7 +161,9 @@ def main() -> int:
     train = lab / ".autoresearch" / "scratch" / "lab" / "train.py"
     with ModelServer(train, spec["values"], [Fault(**fault) for fault in spec["faults"]], always, spec["literal"]) as server:
         loop = [sys.executable, "-P", "-m", "autoresearch", "loop", *words_for(agent, server.url, spec["acp"]), *spec["options"]]
-        return subprocess.run(loop, cwd=lab, env=environment_for(agent, os.environ, spec["bin"]), stdin=subprocess.DEVNULL).returncode
+        return subprocess.run(
+            loop, cwd=lab, env=environment_for(agent, os.environ, spec["bin"]), stdin=subprocess.DEVNULL
+        ).returncode
 
 
 if __name__ == "__main__":

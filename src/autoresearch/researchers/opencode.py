@@ -31,8 +31,9 @@ class OpenCode(Agent):
         return ["opencode", "run", "--pure", "--format", "json", *(["-m", name] if name else []), prompt]
 
     def settings(self) -> Mapping[str, str]:
+        edit = {"*": "deny", TRAIN: "allow", f"*/{TRAIN}": "allow"}  # outside a repository it sees paths from the root
         config: dict[str, Any] = {
-            "permission": {"edit": {"*": "deny", TRAIN: "allow"}, "bash": "deny", "webfetch": "deny", "external_directory": "deny"},
+            "permission": {"edit": edit, "bash": "deny", "webfetch": "deny", "external_directory": "deny"},
             "share": "disabled",
             "autoupdate": False,
         }
