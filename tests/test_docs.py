@@ -239,7 +239,7 @@ def test_the_constants_that_are_told_are_those_of_constants_py() -> None:
         (ARCHITECTURE, f"the last {brief.RECENT} attempts"),
         (ARCHITECTURE, f"one line of up to {results.MAX_DESCRIPTION} characters"),
         (ARCHITECTURE, f"({runner.DEFAULT_SEED} unless set)"),
-        (GUIDE, f"the first {brief.MAX_PROGRAM:,} characters"),
+        (GUIDE, f"the first {brief.MAX_PROGRAM:,} bytes"),
         (GUIDE, f"the last {brief.RECENT} attempts"),
         (HARDWARE, f"from {profiles.MIN_SEQ_LEN} to {profiles.MAX_SEQ_LEN:,}"),
         (HARDWARE, "CUDA {}.{}".format(*hardware.MIN_CUDA)),

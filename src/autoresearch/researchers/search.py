@@ -30,6 +30,7 @@ from optuna.trial import TrialState
 from autoresearch.journal import Experiment
 from autoresearch.literals import Literal, Value, code_key, read_literals, set_literals
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers.foreign import Point, inject
 from autoresearch.researchers.said import SIGNIFICANT, describe
 
 SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
@@ -177,6 +178,12 @@ class Search:
         study = self._study(context, dims, origin, baseline)
         penalty = _penalty([done.val_bpb for done in scored if done.val_bpb is not None])
         told = self._tell(study, context.history, penalty)
+        points = [
+            Point(done.n, {name: dim.encode(done.literals[name]) for name, dim in dims.items()}, done.val_bpb)
+            for done in scored
+            if "study" not in done.details and done.val_bpb is not None and done.literals and _moved(done.literals, dims, origin)
+        ]
+        inject(study, {name: dim.distribution() for name, dim in dims.items()}, points, POPULATION, SIGMA)
         distributions = {name: dim.distribution() for name, dim in dims.items()}
         known = {code_key(context.source): None} | {done.code_key: done.val_bpb for done in context.history}
         for _ in range(ATTEMPTS):
@@ -234,6 +241,12 @@ class Search:
             else:  # never ran: lost with its process
                 study.tell(trial.number, state=TrialState.FAIL)
         return told
+
+
+def _moved(literals: Mapping[str, Any], dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> bool:
+    """Whether these literals are a point of the space, and another than its start: a change of code alone says nothing of them."""
+    inside = all(name in literals and dim.holds(literals[name]) for name, dim in dims.items())
+    return inside and any(literals[name] != origin.get(name) for name in dims)
 
 
 def _penalty(scores: Sequence[float]) -> float:
