@@ -112,6 +112,8 @@ def test_every_command_that_is_shown_exists_and_takes_these_flags(path: Path) ->
             assert script.is_file(), f"{path.name}: {shlex.join(words)}"
             for command in called_by(script):
                 cli.parser().parse_args([*command.split(), *arguments])  # raises WrongCall with the reason
+        elif words[:3] == ["uv", "run", "autoresearch"]:
+            cli.parser().parse_args(words[3:])
         elif words[:2] == ["uv", "run"]:
             assert (ROOT / words[2]).is_file(), f"{path.name}: {shlex.join(words)}"
         else:

@@ -503,8 +503,7 @@ def best_own(folder: Path, session: str, helped: bool) -> float:
 
 
 def test_with_points_of_another_near_the_best_the_search_gets_further(tmp_path: Path) -> None:
-    alone, together = (
-        [best_own(tmp_path / f"{session}-{helped}", session, helped) for session in ("a", "b", "c", "d")]
-        for helped in (False, True)
-    )
+    sessions = ("a", "b", "c", "d")
+    alone = [best_own(tmp_path / f"{session}-alone", session, helped=False) for session in sessions]
+    together = [best_own(tmp_path / f"{session}-together", session, helped=True) for session in sessions]
     assert sum(together) < sum(alone)
