@@ -288,6 +288,16 @@ def test_a_login_that_a_person_renewed_meanwhile_stays(propose: Propose, environ
     assert login.read_text() == "by a person"
 
 
+def test_a_login_that_is_led_away_by_a_link_is_not_taken_back(propose: Propose, environment: Mapping[str, str]) -> None:
+    """Else an agent could have a file of ours copied to where it gets it next time."""
+    home = Path(environment["HOME"])
+    for name, text in ((".codex/auth.json", "mine"), ("private/auth.json", "s3cret")):
+        (home / name).parent.mkdir()
+        (home / name).write_text(text)
+    propose("codex", f"rm -r ~/.codex; ln -s '{home}/private' ~/.codex; {EDIT}; {says('codex')}")
+    assert (home / ".codex" / "auth.json").read_text() == "mine"
+
+
 def test_its_log_is_what_it_printed(propose: Propose, context: Context) -> None:
     propose("claude", f"{EDIT}; {says('claude')}")
     assert context.log.read_text() == output("claude")
@@ -346,9 +356,11 @@ def test_a_real_program_goes_through_three_experiments_by_the_agent_client_proto
         (Fault(kind="hang"), ResearcherFailed, "'claude' gave no answer in 4 s"),
         (Fault(kind="mute"), ResearcherFailed, "'claude' ended without a change to train.py"),
         (Fault(kind="elsewhere"), ResearcherFailed, "'claude' ended without a change to train.py; not allowed were: Edit"),
+        (Fault(kind="delete"), ResearcherFailed, "'claude' ended without a change to train.py"),
         (Fault(kind="huge"), ResearcherFailed, "'claude' "),
+        (Fault(kind="bytes"), ResearcherFailed, "'claude' failed: API Error: JSON Parse error"),
     ],
-    ids=["401", "429", "500", "hang", "no edit", "edit elsewhere", "10 MB"],
+    ids=["401", "429", "500", "hang", "no edit", "edit elsewhere", "a file deleted", "10 MB", "no text"],
 )
 def test_the_real_claude_fails_in_one_line(
     fault: Fault, kind: type[Exception], told: str, context: Context, monkeypatch: pytest.MonkeyPatch

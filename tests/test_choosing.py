@@ -10,7 +10,7 @@ from conftest import toy
 
 from autoresearch.errors import NotReady, WrongCall
 from autoresearch.lab import Lab
-from autoresearch.researchers import INSTALL, Busy, Options, ResearcherFailed, choose, faults, said
+from autoresearch.researchers import INSTALL, Busy, Options, ResearcherFailed, Unreachable, choose, faults, said
 from autoresearch.researchers.team import Team
 from autoresearch.settings import team as from_settings
 
@@ -190,6 +190,8 @@ def test_one_that_says_nothing_is_described_by_what_it_changed() -> None:
         ("litellm.RateLimitError: slow down", Busy),
         ("unexpected status 503 Service Unavailable", Busy),
         ("exit code 2: unknown option --bare", ResearcherFailed),
+        ("cannot parse the next token", ResearcherFailed),
+        ("API Error: Unable to connect to API (ECONNREFUSED)", Unreachable),
         ("it stopped: max_turns", ResearcherFailed),
     ],
 )

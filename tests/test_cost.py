@@ -18,7 +18,7 @@ from autoresearch import desk
 from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.lab import Lab
 from autoresearch.ledger import FAILED, PROPOSED, Asked, Ledger, Limits, summary, text
-from autoresearch.researchers import Busy, Context, Cost, Proposal, ResearcherFailed
+from autoresearch.researchers import Busy, Context, Cost, Proposal, ResearcherFailed, Unreachable
 from autoresearch.researchers.team import Member, Team
 
 ASKED = Asked("s", "claude", "2026-11-25T00:00:00+00:00", PROPOSED, 10.0, 1000, 50, 0.5)
@@ -108,6 +108,20 @@ def test_a_busy_service_is_waited_for_longer_each_time_and_nothing_is_booked_for
     assert [each.outcome for each in ours.ledger.all()] == [PROPOSED]
 
 
+def test_a_network_that_goes_away_is_waited_for_and_one_that_was_never_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "FIRST_WAIT", 0.0)
+    idea, gone = Proposal(toy(LR=0.2), "idea"), Unreachable("'x': can't be reached: check --endpoint")
+    ours, context, said = desk_for(tmp_path, gone, idea, gone, gone, idea)
+    with pytest.raises(Unreachable):
+        ours.ask(context)
+    ours.ask(context)
+    assert said == []
+    ours.ask(context)
+    assert len(said) == 2 and all("can't be reached" in line and "waiting until" in line for line in said)
+
+
 @pytest.mark.parametrize(("asked", "waited"), [(None, 30.0), (0.0, 1.0), (7.0, 7.0), (1e9, 6 * 3600.0)])
 def test_a_service_is_given_the_time_it_asks_for_within_reason(asked: float | None, waited: float, tmp_path: Path) -> None:
     ours, context, said = desk_for(tmp_path)
@@ -191,7 +205,10 @@ def test_max_hours_begins_no_further_experiment(lab: Path, tmp_path: Path, call:
     assert not (lab / "results.tsv").exists() and not (tmp_path / "calls").exists()
 
 
-@pytest.mark.parametrize("options", ["--max-cost 0", "--max-cost -1", "--max-hours nan", "--max-hours x", "--budget inf"])
+IMPOSSIBLE = ("--max-cost 0", "--max-cost -1", "--max-hours nan", "--max-hours x", "--budget inf", "--turns 0")
+
+
+@pytest.mark.parametrize("options", IMPOSSIBLE)
 def test_an_impossible_limit_is_a_wrong_call(call: Cli, options: str) -> None:
     assert call("loop", *options.split()).returncode == 64
 

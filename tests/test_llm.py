@@ -13,7 +13,7 @@ from model_server import Fault, ModelServer, model
 
 from autoresearch.errors import Interrupted, NotReady, WrongCall
 from autoresearch.lab import Lab
-from autoresearch.researchers import Busy, Context, Options, Proposal, ResearcherFailed, make
+from autoresearch.researchers import Busy, Context, Options, Proposal, ResearcherFailed, Unreachable, make
 from autoresearch.researchers.llm import DoesNotApply, apply, server_of
 
 
@@ -167,16 +167,8 @@ def test_an_answer_that_is_none_is_refused_in_one_line(context: Context, server:
 def test_a_server_that_is_not_there_is_told_with_the_way_out(context: Context, server: ModelServer) -> None:
     url = server.url
     server.__exit__()
-    with pytest.raises(ResearcherFailed, match=f"'llm': {url}/v1 can't be reached .*: check --endpoint"):
+    with pytest.raises(Unreachable, match=f"'llm': {url}/v1 can't be reached .*: check --endpoint"):
         make("llm", Options(endpoint=f"{url}/v1", model="m")).propose(context)
-
-
-def test_a_network_that_goes_away_later_is_waited_for(context: Context, server: ModelServer) -> None:
-    researcher = make("llm", Options(endpoint=f"{server.url}/v1", model="m"))
-    researcher.propose(context)
-    server.__exit__()
-    with pytest.raises(Busy):
-        researcher.propose(context)
 
 
 def test_a_person_who_stops_at_once_does_not_wait_for_the_answer(context: Context, server: ModelServer) -> None:

@@ -16,10 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoresearch.desk import Answered, Desk
-from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.lab import write_atomically
 from autoresearch.literals import set_literals, values
-from autoresearch.researchers import Context, Cost, Proposal, ResearcherFailed
+from autoresearch.researchers import Context, Cost, Proposal
 
 Merge = Callable[[str, str, str], str | None]  # (ours, base, theirs) -> merged text, None for a conflict
 PATIENCE = 0.2  # seconds between two looks at whether a person wants to stop
@@ -30,7 +29,7 @@ class Ahead:
         self.desk, self.file, self.merge, self.enabled = desk, file, merge, enabled
         self._should_stop, self._halted = should_stop, False
         self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     def start(self, context: Callable[[], Context]) -> None:
         """Ask for the next proposal beside what is done meanwhile. Nothing happens if whose turn it is answers at once anyway."""
@@ -44,10 +43,8 @@ class Ahead:
     def _ask(self, context: Context) -> None:
         try:
             _write(self.file, self.desk.session, self.desk.ask(context))
-        except (ResearcherFailed, NotReady, Enough, Interrupted, OSError) as failure:
+        except Exception as failure:  # of whatever kind: it is raised where the answer is taken
             self._failure = failure
-        except Exception as fault:  # ours: told where the answer is taken, with its trace
-            self._failure = fault
 
     def take(self, source: str) -> Answered | None:
         """The answer, as a change of `source`; None if there is none, or it doesn't apply. Raises what asking for it raised."""

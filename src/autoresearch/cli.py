@@ -275,14 +275,14 @@ def _end(session: "Session") -> None:
         say(f"to take the best into your branch: {session.merge_line()}")
 
 
-def _account(lab: Lab, tag: str) -> None:
-    """What a session's researchers cost and expected, where they said or cost anything."""
+def _account(lab: Lab, tag: str | None = None) -> None:
+    """What a session's researchers, or all of them, cost and expected, where they said or cost anything."""
     from autoresearch.history import account
     from autoresearch.journal import Journal
     from autoresearch.ledger import Ledger
 
-    asked = [each for each in Ledger(lab.journal).all() if each.session == tag and each.researcher != "search"]
-    for line in account([done for done in Journal(lab).settled() if done.session == tag], asked):
+    asked = [each for each in Ledger(lab.journal).all() if tag in (None, each.session) and each.researcher != "search"]
+    for line in account([done for done in Journal(lab).settled() if tag in (None, done.session)], asked):
         print(line, flush=True)
 
 
@@ -357,6 +357,7 @@ def command_results(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers), indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
+        _account(lab)
     return 0
 
 
@@ -472,7 +473,7 @@ def _researcher(loop: argparse.ArgumentParser) -> None:
     loop.add_argument(
         "--researcher-timeout", dest="time_limit", type=above_0, metavar="S", help="seconds for one proposal (default 900)"
     )
-    loop.add_argument("--turns", type=int, metavar="N", help="an agent's turns in a proposal (default 30), where it takes a limit")
+    loop.add_argument("--turns", type=count, metavar="N", help="an agent's turns in a proposal (default 30), if it takes a limit")
     loop.add_argument("--budget", type=above_0, metavar="D", help="dollars for a proposal (default 2), where the agent counts them")
     loop.add_argument("--max-cost", type=above_0, default=float("inf"), metavar="D", help="stop when proposals have cost D dollars")
     loop.add_argument("--max-hours", type=above_0, default=float("inf"), metavar="H", help="begin no experiment after H hours")
@@ -497,6 +498,12 @@ def seconds(text: str) -> float:
 
 def above_0(text: str) -> float:
     if not (number := seconds(text)) > 0:
+        raise ValueError("not above 0")
+    return number
+
+
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
         raise ValueError("not above 0")
     return number
 

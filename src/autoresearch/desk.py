@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from autoresearch.errors import Interrupted
 from autoresearch.ledger import FAILED, PROPOSED, Asked, Ledger, Limits
-from autoresearch.researchers import Busy, Context, Cost, Proposal, Researcher, ResearcherFailed
+from autoresearch.researchers import Busy, Context, Cost, Proposal, Researcher, ResearcherFailed, Unreachable
 from autoresearch.researchers.team import Team
 from autoresearch.setup import now
 
@@ -62,11 +62,18 @@ class Desk:
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
             except ResearcherFailed as failure:
+                if isinstance(failure, Unreachable) and self._has_answered(researcher.name):  # the network is away for a while
+                    self._wait(Busy(str(failure)), wait, context)
+                    wait = min(2 * wait, LONGEST_WAIT)
+                    continue
                 self._book(researcher.name, FAILED, replace(failure.cost, seconds=time.monotonic() - began))
                 raise
             cost = replace(proposal.cost, seconds=time.monotonic() - began)
             self._book(researcher.name, PROPOSED, cost)
             return Answered(replace(proposal, cost=cost), researcher.name, context.source, context.brief)
+
+    def _has_answered(self, name: str) -> bool:
+        return any(each.researcher == name and each.outcome == PROPOSED for each in self.ledger.all())
 
     def _book(self, name: str, outcome: str, cost: Cost) -> None:
         self.ledger.add(

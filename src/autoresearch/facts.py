@@ -10,6 +10,8 @@ from autoresearch.ratchet import PREFIX, Ratchet
 from autoresearch.results import KEEP
 from autoresearch.session import Session, machine_line
 
+RUNS = 3  # of the newest, one of which has a loss to tell: one that does not even start has none
+
 
 def of_session(session: Session, source: str, refusal: str = "", running: Experiment | None = None) -> brief.Facts:
     """`source`: the train.py that the next proposal starts from; `running`: the experiment that trains just now."""
@@ -44,7 +46,7 @@ def _facts(
     refusal: str = "",
     running: Experiment | None = None,
 ) -> brief.Facts:
-    ran = next((done for done in reversed(history) if done.result and done.result.num_steps), None)
+    curves = (brief.curve(journal.folder(done.n) / "run.log") for done in reversed(history[-RUNS:]))
     try:
         settings = values(source)
     except SyntaxError:
@@ -58,6 +60,6 @@ def _facts(
         refusal=refusal,
         memory_mb=machine.vram_mb or machine.ram_mb,
         running=running,
-        curve=brief.curve(journal.folder(ran.n) / "run.log") if ran else (),
+        curve=next(filter(None, curves), ()),
         settings=settings,
     )

@@ -50,6 +50,10 @@ class ResearcherFailed(Exception):
         self.cost = cost
 
 
+class Unreachable(ResearcherFailed):
+    """Its model can't be reached: a wrong address, or a network that is away for a while."""
+
+
 class Busy(Exception):
     """The model's service asks for patience: a rate limit, an overload, a fault of its own. `wait`: seconds it asked for."""
 

@@ -17,7 +17,7 @@ import httpx2
 
 from autoresearch.errors import Interrupted, WrongCall
 from autoresearch.literals import parse
-from autoresearch.researchers import Busy, Context, Cost, Options, Proposal, ResearcherFailed, said
+from autoresearch.researchers import Busy, Context, Cost, Options, Proposal, ResearcherFailed, Unreachable, said
 from autoresearch.researchers.agent import number
 from autoresearch.researchers.faults import fault
 
@@ -73,7 +73,6 @@ class Llm:
         self.options, self.server = options, server_of(options)
         if not options.model:
             raise WrongCall("--researcher llm needs --model: the model's name, as its server knows it")
-        self.reached = False
 
     def propose(self, context: Context) -> Proposal:
         messages = [{"role": "user", "content": f"{context.brief}\n## train.py\n```python\n{context.source}\n```\n\n{FORMAT}\n"}]
@@ -101,15 +100,12 @@ class Llm:
         try:
             reply = asyncio.run(_fetch(*request, self.options.time_limit, context.should_stop or (lambda: False)))
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            if self.reached:  # the network is away for a while
-                raise Busy(f"'{self.name}': {self.server.url} can't be reached ({error})") from None
-            raise ResearcherFailed(f"'{self.name}': {self.server.url} can't be reached ({error}): check --endpoint") from None
+            raise Unreachable(f"'{self.name}': {self.server.url} can't be reached ({error}): check --endpoint") from None
         except TimeoutError:
             limit = f"{self.options.time_limit:g} s (--researcher-timeout)"
             raise ResearcherFailed(f"'{self.name}' gave no answer in {limit}") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ResearcherFailed(f"'{self.name}': the connection failed in the middle ({error})") from None
-        self.reached = True
         data = reply.data
         with context.log.open("ab") as log:
             log.write(data + b"\n")
@@ -117,7 +113,8 @@ class Llm:
             message = f"{reply.status} {_error_of(data)}"
             problem = fault(self.name, message, Cost(), self.server.hint)
             if isinstance(problem, Busy):
-                problem.wait = _seconds(reply.retry_after) or problem.wait
+                asked = _seconds(reply.retry_after)
+                problem.wait = problem.wait if asked is None else asked
             raise problem
         return self._read_answer(data)
 

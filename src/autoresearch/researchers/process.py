@@ -167,7 +167,8 @@ def _keep_logins(launch: Launch, copies: Mapping[Path, bytes]) -> None:
     """A renewed token goes back to where it came from: the old one may not work again."""
     for place, before in copies.items():
         renewed = launch.home / place.relative_to(Path.home())
-        if renewed.is_symlink() or not renewed.is_file() or renewed.stat().st_size > LOGIN_LIMIT:
+        led_away = renewed.resolve() != launch.home.resolve() / place.relative_to(Path.home())  # by a link to a file of ours
+        if led_away or not renewed.is_file() or renewed.stat().st_size > LOGIN_LIMIT:
             continue
         after = renewed.read_bytes()
         if after != before and after.strip() and place.is_file() and place.read_bytes() == before:
