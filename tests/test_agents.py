@@ -9,13 +9,14 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import toy
-from labs import copy_of, journal, rows, template, wait_for
+from labs import Background, copy_of, journal, rows, template, wait_for
 from model_server import Fault, model
 from real_agents import AGENTS, NotInstalled, environment_for, install, session
 
@@ -309,6 +310,21 @@ def test_its_log_is_what_it_printed(propose: Propose, context: Context) -> None:
 @pytest.fixture(scope="module")
 def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return template(tmp_path_factory.mktemp("template"), prepared_cache)
+
+
+def test_a_killed_loop_leaves_no_agent_behind(
+    made: Path, environment: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = copy_of(made, tmp_path / "lab")
+    stand_in("claude", "sleep 600 & touch started; sleep 600", tmp_path, monkeypatch)
+    env = {**environment, "PATH": os.environ["PATH"]}
+    loop = Background(lab, "loop", "--researcher", "claude", env=env, log=tmp_path / "log")
+    scratch = lab / ".autoresearch" / "scratch" / "lab"
+    wait_for((scratch / "started").exists, "it was never asked")
+    assert processes_in(scratch)
+    loop.send(signal.SIGKILL)
+    loop.end()
+    wait_for(lambda: processes_in(scratch) == [], "an agent outlived the loop")
 
 
 def installed(name: str) -> None:

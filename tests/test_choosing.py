@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import toy
+from conftest import ROOT, toy
 
 from autoresearch.errors import NotReady, WrongCall
 from autoresearch.lab import Lab
@@ -66,6 +68,14 @@ def test_one_that_can_t_exist_is_a_wrong_call(spec: str, told: str, monkeypatch:
     with pytest.raises(WrongCall) as wrong:
         team(spec)
     assert told in str(wrong.value)
+
+
+def test_check_tells_the_researchers_with_nothing_installed(tmp_path: Path) -> None:
+    """By an interpreter without packages: `check` comes before any installation."""
+    code = "from autoresearch.researchers.choose import readiness; print(sorted(readiness()))"
+    words = [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); {code}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == str(sorted(("search", "llm", *INSTALL))), done.stderr
 
 
 # -- mixtures --------------------------------------------------------------------------------------------------------

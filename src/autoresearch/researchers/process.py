@@ -28,6 +28,7 @@ from autoresearch.researchers import ResearcherFailed
 
 FLOOD = 256 * 2**20  # bytes of output that end it: it would fill the disk
 LOGIN_LIMIT = 2**20  # bytes of a login file
+MAX_PATH = 4096  # characters; a longer word is no path
 POLL_SECONDS = 0.2
 PROC = Path("/proc")
 MARK = "AUTORESEARCH_RESEARCHER"  # in the environment of everything that it starts
@@ -182,7 +183,8 @@ def _keep_logins(launch: Launch, copies: Mapping[Path, bytes]) -> None:
 def _box(launch: Launch, environment: Mapping[str, str]) -> sandbox.Box:
     write = (launch.scratch, launch.home)
     certificates = [Path(environment[name]) for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS") if name in environment]
-    read = (*installation(launch.words[0]), *(path for path in certificates if path.exists()))
+    named = [Path(word) for word in launch.words[1:] if word.startswith("/") and len(word) < MAX_PATH]  # a script of a person's own
+    read = (*installation(launch.words[0]), *(path for path in (*certificates, *named) if path.exists()))
     return sandbox.Box(workdir=launch.scratch, read=read, write=write, environment=environment, network=True)
 
 
