@@ -126,6 +126,18 @@ def test_a_mixture_goes_on_where_one_of_its_two_fails(lab: Path, tmp_path: Path,
     assert "agent: asked" in done.stdout and "came to nothing" in done.stdout
 
 
+def test_two_of_a_mixture_take_turns_and_learn_from_each_other(lab: Path, tmp_path: Path, call: Cli) -> None:
+    other = agent(tmp_path, setting("LR", 0.2), f"cp BRIEF.md '{tmp_path}'; {setting('DEPTH', 7)}")
+    done = call("loop", "--max", "4", "--no-ahead", "--researcher", f"search:0.5,{other}:0.5")
+    assert done.returncode == 0, done.stderr
+    history = journal(lab)
+    assert [each["researcher"] for each in history[1:]] == ["search", "agent", "search", "agent"]
+    told = (tmp_path / "BRIEF.md").read_text()
+    assert history[1]["description"] in told and "LR 0.2" in told
+    study = next((lab / ".autoresearch" / "search").glob("*.log")).read_text()
+    assert '"experiment": 3' in study
+
+
 # -- deaths ----------------------------------------------------------------------------------------------------------
 
 

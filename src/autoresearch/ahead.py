@@ -59,6 +59,7 @@ class Ahead:
         merged = self.merge(*versions) or merge_settings(*versions)
         if merged is None or merged == source:
             self.desk.say("the proposal made meanwhile does not fit the new incumbent: asking again")
+            self.desk.owed = True
             self.clear()
             return None
         carried = replace(answered.proposal, source=merged, details={**answered.proposal.details, "carried_over": True})

@@ -34,6 +34,7 @@ class Desk:
         self.team, self.ledger, self.session, self.limits, self.say = team, ledger, session, limits, say
         self.begun_with = len(ledger.all())
         self.last: Researcher | None = None  # who was asked last
+        self.owed = False  # whether its answer went stale through no fault of its own, so that it is its turn again
 
     def turn(self) -> Researcher:
         return self.team.turn(self.ledger.counts(self.session))
@@ -49,7 +50,8 @@ class Desk:
     def ask(self, context: Context, again: bool = False) -> Answered:
         """A proposal by whose turn it is, or by the same one again. Raises as `Researcher.propose` does, but never Busy; Enough
         where a limit is reached meanwhile."""
-        self.last = researcher = self.last if again and self.last else self.turn()
+        self.last = researcher = self.last if (again or self.owed) and self.last else self.turn()
+        self.owed = False
         context.log.unlink(missing_ok=True)
         wait = FIRST_WAIT
         while True:
