@@ -135,7 +135,7 @@ def test_two_of_a_mixture_take_turns_and_learn_from_each_other(lab: Path, tmp_pa
     told = (tmp_path / "BRIEF.md").read_text()
     assert history[1]["description"] in told and "LR 0.2" in told
     study = next((lab / ".autoresearch" / "search").glob("*.log")).read_text()
-    assert '"experiment": 3' in study
+    assert '"experiment":3' in study
 
 
 # -- deaths ----------------------------------------------------------------------------------------------------------
