@@ -92,6 +92,13 @@ def test_a_mixture_gives_each_its_share_from_the_start_and_after_a_stop() -> Non
     assert mixed.turn(Counter({"search": 7, "true": 2})).name == "true"
 
 
+def test_commands_and_agents_by_protocol_may_take_part_and_a_port_is_no_share() -> None:
+    mixed = team("acp:/bin/true --port localhost:80:0.3,/bin/echo two words:0.7")
+    assert [(each.researcher.name, each.share) for each in mixed.members] == [("acp:true", 0.3), ("echo", 0.7)]
+    assert [each.share for each in team("/bin/true localhost:8080").members] == [1.0]
+    assert team("/bin/echo a,b").name == "echo"
+
+
 def test_the_shares_need_not_add_up_to_one() -> None:
     mixed = team("search:3,/bin/true:1")
     assert [mixed.turn({"search": n}).name for n in range(3)] == ["search", "search", "true"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, toy
-from labs import agent, copy_of, forked, rows, setting, template
+from labs import Background, agent, copy_of, forked, rows, setting, template
 from model_server import Fault, model
 
 from autoresearch import desk
@@ -224,16 +225,15 @@ def test_a_service_that_fails_for_a_while_costs_time_and_no_row(lab: Path, call:
     assert [row[3] for row in rows(lab)] == ["keep", "keep"]
 
 
-def test_a_person_can_stop_it_while_it_waits(lab: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
-    import signal
-
-    from labs import Background
-
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 130)])
+def test_a_person_can_stop_it_while_it_waits(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str], number: signal.Signals, code: int
+) -> None:
     with model(lab / "train.py", [0.2], always=Fault(429, {"retry-after": "600"})) as server:
         loop = Background(lab, *llm(server.url), env=environment, log=tmp_path / "log")
         loop.until("waiting until")
-        loop.send(signal.SIGTERM)
-        assert loop.end() == 130
+        loop.send(number)
+        assert loop.end() == code
     assert [row[3] for row in rows(lab)] == ["keep"]
 
 

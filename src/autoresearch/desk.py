@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from autoresearch.errors import Interrupted
+from autoresearch.errors import Enough, Interrupted
 from autoresearch.ledger import FAILED, PROPOSED, Asked, Ledger, Limits
 from autoresearch.researchers import Busy, Context, Cost, Proposal, Researcher, ResearcherFailed, Unreachable
 from autoresearch.researchers.team import Team
@@ -30,8 +30,18 @@ class Answered:
 
 
 class Desk:
-    def __init__(self, team: Team, ledger: Ledger, session: str, limits: Limits, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        team: Team,
+        ledger: Ledger,
+        session: str,
+        limits: Limits,
+        say: Callable[[str], None],
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`leaving`: whether a person wants the loop to end after what it is doing; a wait is nothing to be finished."""
         self.team, self.ledger, self.session, self.limits, self.say = team, ledger, session, limits, say
+        self.leaving = leaving
         self.begun_with = len(ledger.all())
         self.last: Researcher | None = None  # who was asked last
         self.owed = False  # whether its answer went stale through no fault of its own, so that it is its turn again
@@ -90,6 +100,8 @@ class Desk:
         while (left := deadline - time.monotonic()) > 0:
             if context.should_stop and context.should_stop():
                 raise Interrupted("stopped while the researcher's service was busy")
+            if self.leaving():
+                raise Enough("stopped while the researcher's service was busy")
             self.check_limits()
             time.sleep(min(left, POLL_SECONDS))
 

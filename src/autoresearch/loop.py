@@ -83,7 +83,8 @@ class Loop:
         self.session, self.team, self.view, self.stop = session, team, view, stop
         self.allowance = allowance
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
-        self.desk = Desk(team, Ledger(self.journal.root), session.record.tag, limits or Limits(time.monotonic()), view.say)
+        ledger, limits = Ledger(self.journal.root), limits or Limits(time.monotonic())
+        self.desk = Desk(team, ledger, session.record.tag, limits, view.say, lambda: stop.asked)
         self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
 
     def run(self, limit: int) -> None:

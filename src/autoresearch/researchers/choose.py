@@ -14,20 +14,20 @@ from autoresearch.researchers.team import Member, Team
 # The keys that llm.py looks for; named here because `check` works where its HTTP client is not installed yet.
 LLM_KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "OPENROUTER_API_KEY", "GEMINI_API_KEY")
 ACP = "acp:"
-MIXTURE = re.compile(r"^(?P<name>[^:,]+):(?P<share>\d*\.?\d+)$")
+MIXTURE = re.compile(r"^(?P<name>.+):(?P<share>\d*\.?\d+)$")
 
 
 def team(spec: str, options: Callable[[str], Options]) -> Team:
     """All that `--researcher` names. `options`: what is set for a researcher of this name. Raises WrongCall."""
     parts = [part.strip() for part in spec.split(",")]
     shares = [MIXTURE.match(part) for part in parts]
-    if not any(shares):
+    if len(parts) == 1 or not any(shares):  # one alone may end in a port's number
         return Team((Member(one(spec, options(name_of(spec))), 1.0),))
     members = []
     for part, share in zip(parts, shares, strict=True):
         if share is None or float(share["share"]) <= 0:
             raise WrongCall(f"--researcher {spec}: '{part}' has no share: a mixture is written search:0.7,claude:0.3")
-        members.append(Member(one(share["name"], options(share["name"])), float(share["share"])))
+        members.append(Member(one(share["name"], options(name_of(share["name"]))), float(share["share"])))
     names = [each.researcher.name for each in members]
     if len(set(names)) < len(names):
         raise WrongCall(f"--researcher {spec}: a researcher is named twice")
