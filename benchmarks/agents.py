@@ -44,8 +44,9 @@ def make_lab(folder: Path, environment: dict[str, str]) -> Path:
 def drive(agent: RealAgent, lab: Path, environment: dict[str, str], acp: bool) -> list[dict[str, object]]:
     """Three experiments by this agent in a session of its own. Returns the loop's own record of them."""
     tag = f"{agent.name}-acp" if acp else agent.name
+    values = [round(value * (1 + list(AGENTS).index(agent.name) / 100), 5) for value in VALUES]  # others' are tried before
     options = ("--max", str(EXPERIMENTS), "--tag", tag, "--researcher-timeout", "120")
-    done = session(agent, lab, VALUES, environment, *options, literal="MATRIX_LR", acp=acp)
+    done = session(agent, lab, values, environment, *options, literal="MATRIX_LR", acp=acp)
     print(done.stderr, file=sys.stderr)
     lines = (lab / ".autoresearch" / "experiments.jsonl").read_text().splitlines()
     return [done for done in map(json.loads, lines) if done["session"] == tag and not done["baseline"]]

@@ -43,9 +43,8 @@ class Gemini(Agent):
             told = next((line for line in lines if "error" in line.lower()), "")
             return Answer(error=told or "its output ended without a result", cost=Cost(dollars=None))
         error = report.get("error")
-        if error:
-            parts = (error.get("type"), error.get("code"), error.get("message")) if isinstance(error, dict) else (error,)
-            told = " ".join(str(part) for part in parts if part)
+        parts = (error.get("type"), error.get("code"), error.get("message")) if isinstance(error, dict) else (error,)
+        told = " ".join(str(part) for part in parts if part)
         models = report.get("stats", {}).get("models") if isinstance(report.get("stats"), dict) else None
         used = list(models.values()) if isinstance(models, dict) else []
         cost = Cost(
@@ -53,7 +52,7 @@ class Gemini(Agent):
             output_tokens=sum(number(each, "tokens", "candidates") + number(each, "tokens", "thoughts") for each in used),
             dollars=None,
         )
-        return Answer(str(report.get("response") or ""), told if error else "", cost)
+        return Answer(str(report.get("response") or ""), told, cost)
 
 
 def _report(output: str) -> dict[str, Any] | None:
