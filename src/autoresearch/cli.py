@@ -271,18 +271,14 @@ def _end(session: "Session") -> None:
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
         print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
-        _account(session.lab, session.record.tag)
+        _print_account(session.lab, session.record.tag)
         say(f"to take the best into your branch: {session.merge_line()}")
 
 
-def _account(lab: Lab, tag: str | None = None) -> None:
-    """What a session's researchers, or all of them, cost and expected, where they said or cost anything."""
+def _print_account(lab: Lab, tag: str | None = None) -> None:
     from autoresearch.history import account
-    from autoresearch.journal import Journal
-    from autoresearch.ledger import Ledger
 
-    asked = [each for each in Ledger(lab.journal).all() if tag in (None, each.session) and each.researcher != "search"]
-    for line in account([done for done in Journal(lab).settled() if tag in (None, done.session)], asked):
+    for line in account(lab, tag):
         print(line, flush=True)
 
 
@@ -357,7 +353,7 @@ def command_results(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers), indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
-        _account(lab)
+        _print_account(lab)
     return 0
 
 

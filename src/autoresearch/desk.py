@@ -69,17 +69,14 @@ class Desk:
             began = time.monotonic()
             try:
                 proposal = researcher.propose(context)
-            except Busy as busy:
-                self._wait(busy, wait, context)
+            except (Busy, ResearcherFailed) as failure:
+                away = isinstance(failure, Unreachable) and self._has_answered(researcher.name)  # the network, for a while
+                if isinstance(failure, ResearcherFailed) and not away:
+                    self._book(researcher.name, FAILED, replace(failure.cost, seconds=time.monotonic() - began))
+                    raise
+                self._wait(failure, wait, context)
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
-            except ResearcherFailed as failure:
-                if isinstance(failure, Unreachable) and self._has_answered(researcher.name):  # the network is away for a while
-                    self._wait(Busy(str(failure)), wait, context)
-                    wait = min(2 * wait, LONGEST_WAIT)
-                    continue
-                self._book(researcher.name, FAILED, replace(failure.cost, seconds=time.monotonic() - began))
-                raise
             cost = replace(proposal.cost, seconds=time.monotonic() - began)
             self._book(researcher.name, PROPOSED, cost)
             return Answered(replace(proposal, cost=cost), researcher.name, context.source, context.brief)
@@ -92,7 +89,7 @@ class Desk:
             Asked(self.session, name, now(), outcome, cost.seconds, cost.input_tokens, cost.output_tokens, cost.dollars)
         )
 
-    def _wait(self, busy: Busy, ours: float, context: Context) -> None:
+    def _wait(self, busy: Busy | ResearcherFailed, ours: float, context: Context) -> None:
         seconds = seconds_to_wait(busy, ours)
         until = datetime.now().astimezone() + timedelta(seconds=seconds)
         self.say(f"{busy}: waiting until {until:%H:%M:%S}")
@@ -106,6 +103,8 @@ class Desk:
             time.sleep(min(left, POLL_SECONDS))
 
 
-def seconds_to_wait(busy: Busy, ours: float) -> float:
+def seconds_to_wait(busy: Busy | ResearcherFailed, ours: float) -> float:
     """What the service asked for, within reason; else what we think."""
-    return ours if busy.wait is None else min(max(busy.wait, LEAST_ASKED), LONGEST_ASKED)
+    if not isinstance(busy, Busy) or busy.wait is None:
+        return ours
+    return min(max(busy.wait, LEAST_ASKED), LONGEST_ASKED)

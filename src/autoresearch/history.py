@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoresearch.brief import change
-from autoresearch.journal import Experiment
-from autoresearch.ledger import Asked, summary
+from autoresearch.journal import Experiment, Journal
+from autoresearch.lab import Lab
+from autoresearch.ledger import Ledger, summary
 from autoresearch.results import CRASH
 
 
@@ -64,10 +65,11 @@ def _line(done: Experiment) -> str:
     return f"#{done.n:<4} {done.status:7} {score:9} {gain:9}{expected} {done.researcher}: {done.description}".rstrip()
 
 
-def account(history: Sequence[Experiment], asked: Sequence[Asked]) -> list[str]:
-    """What the researchers cost, and how their expectations compare with what came: lines for the report."""
-    lines = summary(asked)
-    expecting = [done for done in history if done.expected_gain and done.val_bpb is not None and done.incumbent_bpb is not None]
+def account(lab: Lab, tag: str | None = None) -> list[str]:
+    """Lines for the report: what the researchers of a session, or all, cost, and how their expectations compare with what came."""
+    lines = summary([each for each in Ledger(lab.journal).all() if tag in (None, each.session) and each.researcher != "search"])
+    own = [done for done in Journal(lab).settled() if tag in (None, done.session) and done.expected_gain]
+    expecting = [done for done in own if done.val_bpb is not None and done.incumbent_bpb is not None]
     if expecting:
         expected = sum(done.expected_gain or 0.0 for done in expecting) / len(expecting)
         came = sum(-change(done) for done in expecting) / len(expecting)
