@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import toy
-from labs import Background, copy_of, journal, rows, template, wait_for
+from labs import Background, copy_of, journal, rows, wait_for
 from model_server import Fault, model
 from real_agents import AGENTS, NotInstalled, environment_for, install, session
 
@@ -307,11 +307,6 @@ def test_its_log_is_what_it_printed(propose: Propose, context: Context) -> None:
 # -- the real ones ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
-
-
 def test_a_killed_loop_leaves_no_agent_behind(
     made: Path, environment: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +364,7 @@ def test_a_real_program_goes_through_three_experiments_by_the_agent_client_proto
         (Fault(401, message="invalid x-api-key"), NotReady, "'claude' has no access to its model"),
         (Fault(429, {"retry-after": "1"}, "slow down"), Busy, "'claude': "),
         (Fault(500), Busy, "'claude': "),
-        (Fault(kind="hang"), ResearcherFailed, "'claude' gave no answer in 4 s"),
+        (Fault(kind="hang"), ResearcherFailed, "'claude' gave no answer in 2 s"),
         (Fault(kind="mute"), ResearcherFailed, "'claude' ended without a change to train.py"),
         (Fault(kind="elsewhere"), ResearcherFailed, "'claude' ended without a change to train.py; not allowed were: Edit"),
         (Fault(kind="delete"), ResearcherFailed, "'claude' ended without a change to train.py"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Cli, toy
-from labs import Background, Held, agent, copy_of, dies, forked, journal, rows, setting, template, wait_for
+from labs import Background, Held, agent, copy_of, dies, forked, journal, rows, setting, wait_for
 
 from autoresearch.ahead import Ahead, merge_settings
 from autoresearch.desk import Desk
@@ -22,11 +22,6 @@ from autoresearch.ledger import Ledger, Limits
 from autoresearch.ratchet import Ratchet
 from autoresearch.researchers import Context, Cost, Proposal, ResearcherFailed
 from autoresearch.researchers.team import Member, Team
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, toy
-from labs import Background, agent, copy_of, forked, rows, setting, template
+from labs import Background, agent, copy_of, forked, rows, setting
 from model_server import Fault, model
 
 from autoresearch import desk
@@ -148,11 +148,6 @@ def test_a_proposal_that_came_to_nothing_is_booked_with_what_it_took(tmp_path: P
 
 
 # -- in the loop -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

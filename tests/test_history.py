@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, git, make_lab
-from labs import agent, copy_of, forked, setting, template
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
+from labs import agent, copy_of, forked, setting
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import toy
-from labs import copy_of, forked, journal, rows, template
+from labs import copy_of, forked, journal, rows
 from model_server import Fault, ModelServer, model
 
 from autoresearch.errors import Interrupted, NotReady, WrongCall
@@ -208,11 +208,6 @@ def test_a_model_has_to_be_named() -> None:
 
 
 # -- in the loop -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

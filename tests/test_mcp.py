@@ -10,13 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import git, toy
-from labs import copy_of, journal, rows, template
+from labs import copy_of, journal, rows
 from mcp import Client, StdioServerParameters
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ class Loop:
         self.begin()
         if self.stop.asked:
             raise Interrupted("stopped after the baseline; train.py is as you left it")
-        told = said.read(description)
+        told = said.read(description) if said.is_labelled(description) else said.Said(description)
         proposal = Proposal(source, told.description, {}, told.hypothesis, told.expected_gain, told.category)
         done = self.finish(self.propose_by(HAND, proposal, key, self.session.tip()))
         self.snapshot()

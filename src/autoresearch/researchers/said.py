@@ -50,6 +50,10 @@ def read(text: str) -> Said:
     )
 
 
+def is_labelled(text: str) -> bool:
+    return any(LABEL.match(line) for line in text.splitlines())
+
+
 def _gain(text: str) -> float | None:
     """The size of the first number: '0.004 bpb' and '-0.004' both mean that the score should fall by it."""
     number = re.search(r"\d*\.?\d+(?:e-?\d+)?", text)
