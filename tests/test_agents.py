@@ -381,7 +381,7 @@ def test_the_real_claude_fails_in_one_line(
     for name, value in environment_for(claude, os.environ).items():
         monkeypatch.setenv(name, value)
     with model(context.scratch / "train.py", [0.2], always=fault) as server, pytest.raises(kind) as failed:
-        make("claude", Options(model=claude.model, endpoint=server.url, time_limit=4.0 if fault.kind == "hang" else 60.0)).propose(
+        make("claude", Options(model=claude.model, endpoint=server.url, time_limit=2.0 if fault.kind == "hang" else 60.0)).propose(
             context
         )
     assert str(failed.value).startswith(told)
