@@ -65,7 +65,17 @@ def install(agent: RealAgent) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if agent.registry == "npm":
-            words = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), agent.package]
+            words = [
+                "npm",
+                "install",
+                "--ignore-scripts",
+                "--no-audit",
+                "--no-fund",
+                "--fetch-retries=1",
+                "--prefix",
+                str(folder),
+                agent.package,
+            ]
         else:
             words = [sys.executable, "-c", PIP, str(folder), agent.package]
         try:
