@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 
 usable_home
-uv_sync --group dev --extra plot
+uv_sync --group dev --extra plot --extra mcp
 cd "$root"
 # What a caller's shell or a git hook has set would steer the labs and repositories that the tests make.
 unset AUTORESEARCH_HOME AUTORESEARCH_CACHE AUTORESEARCH_SEED AUTORESEARCH_WEIGHTS_IN AUTORESEARCH_WEIGHTS_OUT

@@ -129,6 +129,14 @@ def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab that is set up with a budget of 1 s. Copy it, don't change it."""
+    from labs import template
+
+    return template(tmp_path_factory.mktemp("template"), prepared_cache)
+
+
 def environment_of(home: Path, cache: Path) -> dict[str, str]:
     """An environment with an empty HOME, no git identity, no GPU, and nothing of the caller's that would steer us."""
     home.mkdir()

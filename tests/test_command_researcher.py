@@ -14,7 +14,7 @@ from labs import Background, agent, copy_of, dies, journal, rows, setting, state
 
 from autoresearch.errors import Interrupted, WrongCall
 from autoresearch.lab import Lab
-from autoresearch.researchers import Context, Proposal, ResearcherFailed, command, make
+from autoresearch.researchers import Context, Options, Proposal, ResearcherFailed, command, make, process
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def propose(context: Context, program: str, seconds: float = 60.0) -> Proposal:
     path = context.lab.root.parent / "researcher"
     path.write_text(f"#!/bin/sh\n{program}\n")
     path.chmod(0o755)
-    return make(str(path), seconds).propose(context)
+    return make(str(path), Options(time_limit=seconds)).propose(context)
 
 
 def refusal(context: Context, program: str, seconds: float = 60.0) -> str:
@@ -152,7 +152,7 @@ def test_50_mb_of_output_are_cut_to_a_log_of_4(context: Context) -> None:
 
 
 def test_output_without_end_is_ended(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "FLOOD", 2**20)
+    monkeypatch.setattr(process, "FLOOD", 2**20)
     assert refusal(context, "yes").startswith("'researcher' printed over 1 MB")
 
 

@@ -112,6 +112,8 @@ def test_every_command_that_is_shown_exists_and_takes_these_flags(path: Path) ->
             assert script.is_file(), f"{path.name}: {shlex.join(words)}"
             for command in called_by(script):
                 cli.parser().parse_args([*command.split(), *arguments])  # raises WrongCall with the reason
+        elif words[:3] == ["uv", "run", "autoresearch"]:
+            cli.parser().parse_args(words[3:])
         elif words[:2] == ["uv", "run"]:
             assert (ROOT / words[2]).is_file(), f"{path.name}: {shlex.join(words)}"
         else:
@@ -239,7 +241,7 @@ def test_the_constants_that_are_told_are_those_of_constants_py() -> None:
         (ARCHITECTURE, f"the last {brief.RECENT} attempts"),
         (ARCHITECTURE, f"one line of up to {results.MAX_DESCRIPTION} characters"),
         (ARCHITECTURE, f"({runner.DEFAULT_SEED} unless set)"),
-        (GUIDE, f"the first {brief.MAX_PROGRAM:,} characters"),
+        (GUIDE, f"the first {brief.MAX_PROGRAM:,} bytes"),
         (GUIDE, f"the last {brief.RECENT} attempts"),
         (HARDWARE, f"from {profiles.MIN_SEQ_LEN} to {profiles.MAX_SEQ_LEN:,}"),
         (HARDWARE, "CUDA {}.{}".format(*hardware.MIN_CUDA)),
@@ -357,7 +359,7 @@ def test_the_example_researcher_works_as_it_is_printed(tmp_path: Path) -> None:
     script.chmod(0o755)
     source = text_of(ROOT / "train.py")
     context = Context(Lab(ROOT), source, "# Brief\n", [], tmp_path / "scratch" / "lab")
-    proposal = researchers.make(str(script), time_limit=60).propose(context)
+    proposal = researchers.make(str(script)).propose(context)
     before, after = read_literals(source), read_literals(proposal.source)
     changed = [name for name in before if before[name].value != after[name].value]
     assert len(changed) == 1

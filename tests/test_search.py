@@ -446,3 +446,64 @@ print(time.process_time() - began)
     command = [sys.executable, "-c", code, str(tmp_path / "context")]
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
     assert float(done.stdout) < 1.0, done.stderr
+
+
+# -- what others tried -----------------------------------------------------------------------------------------------
+
+
+def others(game: Game, **literals: Any) -> None:
+    """Somebody else's experiment."""
+    game.enter(Proposal(set_literals(game.incumbent, literals), "by another"))
+
+
+def test_a_point_that_another_tried_is_learned_from_once(tmp_path: Path) -> None:
+    game = Game(tmp_path, toy())
+    game.turn()
+    others(game, LR=0.3, DEPTH=6)
+    game.turn()
+    game.turn()
+    foreign = [trial for trial in game.trials() if "experiment" in trial.user_attrs]
+    assert [(trial.params["LR"], trial.params["DEPTH"], trial.value) for trial in foreign] == [(0.3, 6, 1.0)]
+
+
+def test_what_says_nothing_of_the_settings_is_not_learned(tmp_path: Path) -> None:
+    """A change of code alone, a point outside the space, a crash."""
+    game = Game(tmp_path, toy())
+    game.turn()
+    game.enter(Proposal(toy() + "print()\n", "code"))
+    others(game, LR=0.9)
+    game.score = lambda literals: None
+    others(game, LR=0.2)
+    game.score = bowl
+    game.turn()
+    assert [trial for trial in game.trials() if "experiment" in trial.user_attrs] == []
+
+
+def test_others_are_never_more_than_half_of_a_generation(tmp_path: Path) -> None:
+    game = Game(tmp_path, toy())
+    game.turn()
+    for depth in (5, 6, 7, 8):
+        others(game, LR=0.25, DEPTH=depth)
+    game.turn()
+    foreign = [trial for trial in game.trials() if "experiment" in trial.user_attrs]
+    assert sorted(trial.params["DEPTH"] for trial in foreign) == [5, 6, 7]
+    assert foreign[0].params["DEPTH"] == 6, "the best first"
+
+
+def best_own(folder: Path, session: str, helped: bool) -> float:
+    """The best that the search itself came to in 16 turns, with two points of another's or without."""
+    game = Game(folder, toy())
+    game.history[0] = replace(game.history[0], session=session)
+    for turn in range(16):
+        if helped and turn in (2, 8):
+            others(game, LR=0.31 - turn / 100, DEPTH=6)
+            game.incumbent = game.source  # the help is to be in the search, not in the code that it starts from
+        game.turn()
+    return min(done.val_bpb for done in game.history if done.val_bpb is not None and "study" in done.details)
+
+
+def test_with_points_of_another_near_the_best_the_search_gets_further(tmp_path: Path) -> None:
+    sessions = ("a", "b", "c", "d")
+    alone = [best_own(tmp_path / f"{session}-alone", session, helped=False) for session in sessions]
+    together = [best_own(tmp_path / f"{session}-together", session, helped=True) for session in sessions]
+    assert sum(together) < sum(alone)

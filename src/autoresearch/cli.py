@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,17 +56,19 @@ def command_check(arguments: argparse.Namespace) -> int:
     from autoresearch import hardware
     from autoresearch.experiment import sandbox
     from autoresearch.profiles import profile_for
+    from autoresearch.researchers.choose import readiness
 
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
     facts = hardware.report(found, profile_for(found).name, ready, problems)
     level, reason = sandbox.best()
-    facts |= {"sandbox": level, "sandbox_problem": reason or None}
+    facts |= {"sandbox": level, "sandbox_problem": reason or None, "researchers": readiness()}
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
         for name, value in facts.items():
-            print(f"{name}: {value if not isinstance(value, list) else '; '.join(map(str, value)) or 'none'}")
+            shown = [f"{key}: {told}" for key, told in value.items()] if isinstance(value, dict) else value
+            print(f"{name}: {shown if not isinstance(shown, list) else '; '.join(map(str, shown)) or 'none'}")
     return 0 if ready else 1
 
 
@@ -158,12 +161,12 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
     from autoresearch.journal import TIMED_OUT
     from autoresearch.loop import Loop, Stop, row_of
-    from autoresearch.researchers import make
+    from autoresearch.researchers.team import Team
     from autoresearch.view import View
 
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
-    loop = Loop(session, make("search"), view, Stop(view), arguments.allowance)
+    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance)
     done = loop.record(source, arguments.record)
     if done is None:
         say("train.py is unchanged: this was the baseline; change train.py and record again")
@@ -175,14 +178,17 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 
 def command_loop(arguments: argparse.Namespace) -> int:
     from autoresearch.journal import Journal
+    from autoresearch.ledger import Limits
     from autoresearch.loop import Loop, Stop
-    from autoresearch.researchers import make
+    from autoresearch.settings import team
     from autoresearch.view import View
 
     if arguments.max < 0:
         raise WrongCall(f"--max {arguments.max}: a number of experiments, or 0 for no limit")
     lab = lab_here()
-    researcher = make(arguments.researcher, arguments.researcher_timeout)
+    names = ("model", "endpoint", "key_variable", "time_limit", "turns", "budget")
+    researchers = team(lab, arguments.researcher, {name: getattr(arguments, name) for name in names})
+    limits = Limits(time.monotonic(), arguments.max_cost, arguments.max_hours * 3600)
     if arguments.detach:
         return _detach(lab)
     view = View()
@@ -190,10 +196,10 @@ def command_loop(arguments: argparse.Namespace) -> int:
         session = _open_session(lab, arguments, view)
         stop = Stop(view)
         say(_estimate(session, arguments.max))
-        if researcher.name == "search":
+        if researchers.name == "search":
             say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
-            Loop(session, researcher, view, stop, arguments.allowance).run(arguments.max)
+            Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead).run(arguments.max)
         finally:
             _end(session)
     return STOPPED if stop.now else 0
@@ -265,7 +271,37 @@ def _end(session: "Session") -> None:
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
         print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
+        _print_account(session.lab, session.record.tag)
         say(f"to take the best into your branch: {session.merge_line()}")
+
+
+def _print_account(lab: Lab, tag: str | None = None) -> None:
+    from autoresearch.history import account
+
+    for line in account(lab, tag):
+        print(line, flush=True)
+
+
+def command_brief(arguments: argparse.Namespace) -> int:
+    from autoresearch import brief, facts
+
+    print(brief.write(facts.of_lab(lab_here())), end="")
+    return 0
+
+
+def command_history(arguments: argparse.Namespace) -> int:
+    from autoresearch import history
+    from autoresearch.journal import Journal
+
+    found = history.search(Journal(lab_here()).settled(), arguments.search)
+    print(history.as_json(found) if arguments.json else history.as_text(found))
+    return 0
+
+
+def command_mcp(arguments: argparse.Namespace) -> int:
+    from autoresearch import mcp_server
+
+    return mcp_server.serve(lab_here())
 
 
 def _detach(lab: Lab) -> int:
@@ -317,6 +353,7 @@ def command_results(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers), indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
+        _print_account(lab)
     return 0
 
 
@@ -391,15 +428,7 @@ def parser() -> Parser:
         help="further experiments, beside the baseline (default 0: until stopped)",
     )
     loop.add_argument("--desc", metavar="TEXT", help="a title for the session")
-    loop.add_argument(
-        "--researcher",
-        default="search",
-        metavar="WHO",
-        help="search (default), or a command: './my-agent --flag' (needs a space or slash)",
-    )
-    loop.add_argument(
-        "--researcher-timeout", type=seconds, default=900.0, metavar="S", help="seconds for one proposal (default 900)"
-    )
+    _researcher(loop)
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
     _tag(loop)
     _allowance(loop)
@@ -413,7 +442,40 @@ def parser() -> Parser:
     show.add_argument("--diff", type=int, metavar="N", help="what experiment N changed in train.py")
     show.add_argument("--restore", type=int, metavar="N", help="put experiment N's train.py into the working tree")
     show.set_defaults(call=command_results)
+
+    brief = commands.add_parser("brief", help="what a researcher would be told now")
+    brief.set_defaults(call=command_brief)
+
+    history = commands.add_parser("history", help="every experiment: what was tried and why, what was expected, what came of it")
+    history.add_argument("--json", action="store_true", help="as JSON")
+    history.add_argument("--search", default="", metavar="TEXT", help="only those in which every word of TEXT stands")
+    history.set_defaults(call=command_history)
+
+    mcp = commands.add_parser("mcp", help="serve brief, run_experiment, history and results to an agent (needs the extra 'mcp')")
+    mcp.set_defaults(call=command_mcp)
     return top
+
+
+def _researcher(loop: argparse.ArgumentParser) -> None:
+    loop.add_argument(
+        "--researcher",
+        metavar="WHO",
+        help="search (default), claude, codex, opencode, gemini, aider, acp:COMMAND, llm, a mixture as search:0.7,claude:0.3, "
+        "or a command: './my-agent --flag' (needs a space or slash)",
+    )
+    loop.add_argument("--model", metavar="NAME", help="the agent's or llm's model, by the name that it knows")
+    loop.add_argument("--endpoint", metavar="URL", help="another model server, as http://127.0.0.1:11434/v1")
+    loop.add_argument("--key-variable", metavar="NAME", help="the environment variable with that server's key")
+    loop.add_argument(
+        "--researcher-timeout", dest="time_limit", type=above_0, metavar="S", help="seconds for one proposal (default 900)"
+    )
+    loop.add_argument("--turns", type=count, metavar="N", help="an agent's turns in a proposal (default 30), if it takes a limit")
+    loop.add_argument("--budget", type=above_0, metavar="D", help="dollars for a proposal (default 2), where the agent counts them")
+    loop.add_argument("--max-cost", type=above_0, default=float("inf"), metavar="D", help="stop when proposals have cost D dollars")
+    loop.add_argument("--max-hours", type=above_0, default=float("inf"), metavar="H", help="begin no experiment after H hours")
+    loop.add_argument(
+        "--no-ahead", dest="ahead", action="store_false", help="don't ask for the next proposal while an experiment trains"
+    )
 
 
 def _tag(command: argparse.ArgumentParser) -> None:
@@ -427,6 +489,18 @@ def _tag(command: argparse.ArgumentParser) -> None:
 def seconds(text: str) -> float:
     if not 0 <= (number := float(text)) < float("inf"):
         raise ValueError("neither negative nor endless")
+    return number
+
+
+def above_0(text: str) -> float:
+    if not (number := seconds(text)) > 0:
+        raise ValueError("not above 0")
+    return number
+
+
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError("not above 0")
     return number
 
 

@@ -11,3 +11,7 @@ class NotReady(Exception):
 
 class Interrupted(Exception):
     """A person stopped the work; the next start goes on from here. Exit code 130."""
+
+
+class Enough(Exception):
+    """A limit that a person set is reached: the loop ends as after its last experiment. Exit code 0."""

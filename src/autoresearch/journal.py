@@ -3,6 +3,8 @@
     lock                        held by the one process that may work in this lab
     sessions/<tag>.json         what a session is; beside it its own copies of prepare.py and constants.py
     experiments.jsonl           one line for each settled experiment, in order
+    asked.jsonl                 one line for each time a researcher was asked, with what it took
+    ahead.json                  a proposal that was made while another experiment trained, until it is one itself
     runs/<n>/                   an experiment's folder: state.json, train.py, patch, brief, run.log, weights, ...
 
 An experiment's state.json is replaced by rename at each stage. Whoever reads it after a crash knows what was done and goes on with
@@ -72,7 +74,13 @@ class Experiment:
     incumbent_bpb: float | None = None  # what it was judged against
     literals: dict[str, Any] | None = None  # the ALL_CAPS literals of its train.py
     details: dict[str, Any] = field(default_factory=dict)  # what its researcher wants to find again
+    hypothesis: str = ""  # of its researcher, in its words
+    expected_gain: float | None = None  # bpb
+    category: str = ""
     proposal_seconds: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float | None = 0.0  # None: nobody knows the price
     overhead_seconds: float = 0.0  # the harness's own part: git, files, parsing
     settled: str = ""
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
+from types import MappingProxyType
 from typing import Any
 
 Value = int | float | bool | str
@@ -51,10 +52,12 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
-def evaluate(node: ast.expr) -> Any:
-    """The value of a literal or of arithmetic on numbers. Raises ValueError for anything else."""
+def evaluate(node: ast.expr, known: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The value of a literal or of arithmetic on numbers. Raises ValueError for anything else. `known`: values of names."""
+    if isinstance(node, ast.Name) and node.id in known:
+        return known[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        left, right = evaluate(node.left), evaluate(node.right)
+        left, right = evaluate(node.left, known), evaluate(node.right, known)
         if not (isinstance(left, int | float) and isinstance(right, int | float)):
             raise ValueError("arithmetic on something that is no number")
         try:
@@ -62,7 +65,7 @@ def evaluate(node: ast.expr) -> Any:
         except (ArithmeticError, TypeError) as error:
             raise ValueError(str(error)) from error
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = evaluate(node.operand)
+        value = evaluate(node.operand, known)
         if isinstance(value, int | float):
             return -value
     return _bounded(ast.literal_eval(node))
@@ -193,13 +196,32 @@ def values(source: str) -> dict[str, Value]:
 
 
 def code_key(source: str) -> str:
-    """The same for two files that differ only in comments, docstrings, spacing or how a number is written. Raises SyntaxError."""
+    """The same for two files that differ only in comments, docstrings, spacing or how a number is written, also where it is
+    written in terms of other constants: `BATCH = 8 * ROWS` is `BATCH = 64` while ROWS is 8. Raises SyntaxError."""
     tree = parse(source)
     try:
+        _resolve(tree)
         meaning = ast.dump(_Plain().visit(tree))
     except RecursionError:  # a sum of a thousand terms; then the text itself has to do
         meaning = source
     return hashlib.sha256(meaning.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _resolve(tree: ast.Module) -> None:
+    """ALL_CAPS names that the module binds once, at its top level: what they come to, instead of how it is computed."""
+    bound, known = Counter(_bindings(tree)), dict[str, Any]()
+    for node in tree.body:
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(target := node.targets[0], ast.Name):
+            continue
+        if not target.id.isupper() or bound[target.id] > 1:
+            continue
+        try:
+            value = evaluate(node.value, known)
+        except (ValueError, TypeError):
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            known[target.id] = value
+            node.value = ast.Constant(value)
 
 
 class _Plain(ast.NodeTransformer):

@@ -8,12 +8,16 @@ import contextlib
 import shutil
 import signal
 import time
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autoresearch import brief, results
+from autoresearch import brief, facts, results
+from autoresearch.ahead import Ahead
 from autoresearch.check import Refused, check
-from autoresearch.errors import Interrupted, NotReady
+from autoresearch.desk import Answered, Desk
+from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.experiment import runner
 from autoresearch.journal import (
     ABANDONED,
@@ -30,8 +34,10 @@ from autoresearch.journal import (
 )
 from autoresearch.judge import judge
 from autoresearch.lab import PROGRAM, TRAIN, write_atomically
+from autoresearch.ledger import Ledger, Limits
 from autoresearch.literals import code_key, values
-from autoresearch.researchers import Context, Proposal, Researcher, ResearcherFailed
+from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
+from autoresearch.researchers.team import Team
 from autoresearch.results import KEEP, Row, clean
 from autoresearch.session import Session
 from autoresearch.setup import now
@@ -65,11 +71,21 @@ class Stop:
 
 class Loop:
     def __init__(
-        self, session: Session, researcher: Researcher, view: View, stop: Stop, allowance: float = runner.ALLOWANCE
+        self,
+        session: Session,
+        team: Team,
+        view: View,
+        stop: Stop,
+        allowance: float = runner.ALLOWANCE,
+        limits: Limits | None = None,
+        ahead: bool = True,
     ) -> None:
-        self.session, self.researcher, self.view, self.stop = session, researcher, view, stop
+        self.session, self.team, self.view, self.stop = session, team, view, stop
         self.allowance = allowance
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
+        ledger, limits = Ledger(self.journal.root), limits or Limits(time.monotonic())
+        self.desk = Desk(team, ledger, session.record.tag, limits, view.say, lambda: stop.asked)
+        self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
 
     def run(self, limit: int) -> None:
         """`limit` further experiments; 0: until stopped. The baseline is extra."""
@@ -78,15 +94,21 @@ class Loop:
             done = barren = 0
             while not self.stop.asked and (limit == 0 or done < limit):
                 self.session.check_tree()
+                self.desk.check_time()
                 if self.begin():
                     continue
                 experiment = self.propose()
                 if experiment:
-                    self.finish(experiment)
                     done, barren = done + 1, 0
+                    if not self.stop.asked and done != limit:
+                        self.ahead.start(partial(self.context, self.incumbent_source(), "", experiment))
+                    self.finish(experiment)
                 elif (barren := barren + 1) == BARREN:
-                    raise NotReady(f"'{self.researcher.name}' made no usable proposal {BARREN} times in a row, see above")
+                    raise NotReady(f"'{self.team.name}' made no usable proposal {BARREN} times in a row, see above")
+        except Enough as limit_reached:
+            self.view.say(str(limit_reached))
         finally:
+            self.ahead.stop()
             with contextlib.suppress(NotReady, OSError):  # it ends for a reason of its own, which is the one to tell
                 self.snapshot()
 
@@ -105,7 +127,9 @@ class Loop:
         self.begin()
         if self.stop.asked:
             raise Interrupted("stopped after the baseline; train.py is as you left it")
-        done = self.finish(self.propose_by(HAND, Proposal(source, description), key, self.session.tip()))
+        told = said.read(description) if said.is_labelled(description) else said.Said(description)
+        proposal = Proposal(source, told.description, {}, told.hypothesis, told.expected_gain, told.category)
+        done = self.finish(self.propose_by(HAND, proposal, key, self.session.tip()))
         self.snapshot()
         return done
 
@@ -114,6 +138,7 @@ class Loop:
     def recover(self) -> Experiment | None:
         """Finish what the last process left, whatever it was ended by. Returns the experiment that came to its end so."""
         runner.end_left_over(self.journal.by_hand)
+        process.end_left_over(self.scratch)
         left = self.journal.unfinished()
         if left is None:
             return None
@@ -146,39 +171,41 @@ class Loop:
     # -- propose, check ------------------------------------------------------------------------------------------
 
     def propose(self) -> Experiment | None:
-        """Ask the researcher; a refusal goes back to it once. None if nothing came of it."""
+        """Ask for a proposal; a refusal goes back to its researcher once. None if nothing came of it."""
         refusal, tip = "", self.session.tip()
         source = self.ratchet.show(tip, TRAIN)
         for last in (False, True):
-            began = time.monotonic()
-            context = self.context(source, refusal)
             try:
-                proposal = self.researcher.propose(context)
-                seconds = time.monotonic() - began
-                try:
-                    key = check(proposal.source, source, (done.code_key for done in self.session.history()))
-                except SyntaxError as error:
-                    if last:  # told once already: now it is an experiment that crashed
-                        return self.propose_by(self.researcher.name, proposal, NO_KEY, tip, context, seconds)
-                    raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
-                return self.propose_by(self.researcher.name, proposal, key, tip, context, seconds)
+                made_ahead = None if refusal else self.ahead.take(source)
+                answered = made_ahead or self.desk.ask(self.context(source, refusal), again=bool(refusal))
+                experiment = self.accept(answered, tip, last)
+                self.ahead.clear()
+                return experiment
             except (Refused, ResearcherFailed) as reason:
                 refusal = str(reason)
                 self.view.say(f"proposal refused: {refusal}")
+                self.ahead.clear()
         return None
 
-    def context(self, source: str, refusal: str) -> Context:
-        facts = brief.Facts(
-            program=self.lab.read(PROGRAM),
-            constants=self.session.constants,
-            machine=self.session.machine_line(),
-            incumbent=self.session.incumbent(),
-            history=self.session.history(),
-            refusal=refusal,
-        )
-        scratch = self.journal.root / "scratch" / "lab"
-        scratch.mkdir(parents=True, exist_ok=True)
-        return Context(self.lab, source, brief.write(facts), facts.history, scratch, lambda: self.stop.now)
+    def accept(self, answered: Answered, tip: str, last: bool) -> Experiment:
+        """The proposal as an experiment. Raises Refused."""
+        proposal = answered.proposal
+        try:
+            key = check(proposal.source, answered.source, (done.code_key for done in self.session.history()))
+        except SyntaxError as error:
+            if not last:
+                raise Refused(f"train.py is not valid Python: {error.msg}, line {error.lineno}") from None
+            key = NO_KEY  # told once already: now it is an experiment that crashed
+        return self.propose_by(answered.researcher, proposal, key, tip, answered.brief)
+
+    @property
+    def scratch(self) -> Path:
+        return self.journal.root / "scratch" / "lab"
+
+    def context(self, source: str, refusal: str = "", running: Experiment | None = None) -> Context:
+        told = facts.of_session(self.session, source, refusal, running)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return Context(self.lab, source, brief.write(told), told.history, self.scratch, lambda: self.stop.now)
 
     def incumbent_source(self) -> str:
         return self.ratchet.show(self.session.tip(), TRAIN)
@@ -189,23 +216,14 @@ class Loop:
         except SyntaxError as error:
             raise NotReady(f"{TRAIN} as committed is not valid Python ({error}): mend it and commit") from None
 
-    def propose_by(
-        self,
-        who: str,
-        proposal: Proposal,
-        key: str,
-        tip: str,
-        context: Context | None = None,
-        seconds: float = 0.0,
-        baseline: bool = False,
-    ) -> Experiment:
+    def propose_by(self, who: str, proposal: Proposal, key: str, tip: str, told: str = "", baseline: bool = False) -> Experiment:
         """Give the proposal a number and a folder: from here on it is not lost."""
         n = self.journal.next_number()
         folder = self.journal.folder(n)
         write_atomically(folder / TRAIN, proposal.source)
-        if context:
-            write_atomically(folder / "brief.md", context.brief)
-            if (log := context.scratch.parent / "researcher.log").exists():
+        if told:
+            write_atomically(folder / "brief.md", told)
+            if (log := self.scratch.parent / "researcher.log").exists():
                 log.replace(folder / "researcher.log")
         return self.journal.save(
             Experiment(
@@ -222,7 +240,13 @@ class Loop:
                 baseline=baseline,
                 literals={} if key == NO_KEY else values(proposal.source),
                 details=proposal.details,
-                proposal_seconds=seconds,
+                hypothesis=clean(proposal.hypothesis),
+                expected_gain=proposal.expected_gain,
+                category=proposal.category,
+                proposal_seconds=proposal.cost.seconds,
+                input_tokens=proposal.cost.input_tokens,
+                output_tokens=proposal.cost.output_tokens,
+                dollars=proposal.cost.dollars,
             )
         )
 

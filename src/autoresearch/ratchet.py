@@ -129,6 +129,18 @@ class Ratchet:
     def blob(self, commit: str, path: str) -> str:
         return self.git("rev-parse", f"{commit}:{path}")
 
+    def merge(self, ours: str, base: str, theirs: str) -> str | None:
+        """The change from `base` to `theirs`, made to `ours`; None where it doesn't apply."""
+        with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
+            names = []
+            for name, text in (("ours", ours), ("base", base), ("theirs", theirs)):
+                names.append(str(Path(folder) / name))
+                Path(names[-1]).write_bytes(text.encode())
+            try:
+                return self.git_bytes("merge-file", "--stdout", *names).decode()
+            except GitError:
+                return None
+
     # -- writing -------------------------------------------------------------------------------------------------
 
     def enter(self, tag: str) -> str:

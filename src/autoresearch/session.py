@@ -30,6 +30,12 @@ def gone(record: SessionRecord, journal: Journal) -> NotReady:
     return NotReady(f"the branch {record.branch} is gone: bring it back with 'git update-ref refs/heads/{record.branch} {best}'")
 
 
+def machine_line(found: Hardware) -> str:
+    if found.gpu_name:
+        return f"{found.gpu_name}, {(found.vram_mb or 0) / 1024:.0f} GB of memory"
+    return f"CPU: {found.cpu_name}, {found.cpu_cores} cores, {found.ram_mb / 1024:.0f} GB of memory"
+
+
 class Session:
     def __init__(self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]) -> None:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
@@ -130,12 +136,6 @@ class Session:
         if tip is None:
             raise gone(self.record, self.journal)
         return tip
-
-    def machine_line(self) -> str:
-        found = self.machine
-        if found.gpu_name:
-            return f"{found.gpu_name}, {(found.vram_mb or 0) / 1024:.0f} GB of memory"
-        return f"CPU: {found.cpu_name}, {found.cpu_cores} cores, {found.ram_mb / 1024:.0f} GB of memory"
 
     def merge_line(self) -> str:
         return f"git checkout {self.record.base or 'main'} && git merge {PREFIX}{self.record.tag}"

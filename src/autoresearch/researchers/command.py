@@ -8,23 +8,21 @@ network: it needs its keys.
 import hashlib
 import os
 import shutil
-import subprocess
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoresearch.errors import Interrupted, WrongCall
-from autoresearch.experiment.runner import kill_group
+from autoresearch.errors import WrongCall
 from autoresearch.lab import FILES, TRAIN
-from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
 from autoresearch.results import clean
 
 OUTPUT_LIMIT = 4 * 2**20  # bytes of its output that are kept as its log
-FLOOD = 256 * 2**20  # bytes of output that end it: it would fill the disk
 SOURCE_LIMIT = 2**20  # bytes of a train.py that are read at all
 
 
 class Command:
+    thinks = True
+
     def __init__(self, words: Sequence[str], time_limit: float) -> None:
         self.words, self.time_limit = list(words), time_limit
         if "/" in self.words[0]:
@@ -36,49 +34,30 @@ class Command:
 
     def propose(self, context: Context) -> Proposal:
         before = lay_out(context)
-        log = context.scratch.parent / "researcher.log"
-        exit_code = self._run(context, log)
-        with log.open("r+b") as file:
-            output = file.read(OUTPUT_LIMIT).decode("utf-8", errors="replace")
-            file.truncate()
+        exit_code = self._run(context)
+        output = read_log(context)
         if exit_code != 0:
             last = clean(output.strip().splitlines()[-1])[:200] if output.strip() else "it printed nothing"
             raise ResearcherFailed(f"'{self.name}' ended with exit code {exit_code}: {last}")
-        changed = [name for name, digest in sorted(before.items()) if digest_of(context.scratch / name) != digest and name != TRAIN]
-        if changed:
-            raise ResearcherFailed(f"'{self.name}' changed {', '.join(changed)}: only train.py may change")
-        source = read_train(context.scratch, self.name)
-        description = next((clean(line) for line in output.splitlines() if clean(line)), "")
-        if not description:
+        source = take(context.scratch, self.name, before)
+        told = said.read(output)
+        if not told.description:
             raise ResearcherFailed(f"'{self.name}' printed nothing: the first line of its output must say what it tried")
-        return Proposal(source, description)
+        return Proposal(source, told.description, {}, told.hypothesis, told.expected_gain, told.category)
 
-    def _run(self, context: Context, log: Path) -> int:
-        with log.open("wb") as out, (context.scratch / "BRIEF.md").open("rb") as brief:
-            process = subprocess.Popen(
+    def _run(self, context: Context) -> int:
+        return process.run(
+            process.Launch(
+                self.name,
                 self.words,
-                cwd=context.scratch,
-                stdin=brief,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                context.scratch,
+                context.log,
+                self.time_limit,
+                context.should_stop,
+                stdin=context.scratch / "BRIEF.md",
+                boxed=False,
             )
-            deadline = time.monotonic() + self.time_limit
-            try:
-                while True:
-                    try:
-                        return process.wait(timeout=0.2)
-                    except subprocess.TimeoutExpired:
-                        pass
-                    if context.should_stop and context.should_stop():
-                        raise Interrupted("stopped while the researcher was thinking")
-                    if time.monotonic() > deadline:
-                        raise ResearcherFailed(f"'{self.name}' gave no answer in {self.time_limit:g} s (--researcher-timeout)")
-                    if log.stat().st_size > FLOOD:
-                        raise ResearcherFailed(f"'{self.name}' printed over {FLOOD // 2**20} MB: its answer is one line")
-            finally:
-                kill_group(process.pid)
-                process.wait()
+        )
 
 
 def lay_out(context: Context) -> dict[str, str]:
@@ -91,6 +70,22 @@ def lay_out(context: Context) -> dict[str, str]:
     (context.scratch / TRAIN).write_text(context.source, encoding="utf-8")
     (context.scratch / "BRIEF.md").write_text(context.brief, encoding="utf-8")
     return {path.name: digest_of(path) for path in context.scratch.iterdir()}
+
+
+def read_log(context: Context) -> str:
+    """What it printed; the file is cut to OUTPUT_LIMIT."""
+    with context.log.open("r+b") as file:
+        output = file.read(OUTPUT_LIMIT).decode("utf-8", errors="replace")
+        file.truncate()
+    return output
+
+
+def take(scratch: Path, name: str, before: Mapping[str, str]) -> str:
+    """Its train.py, the one file that is taken over. Raises ResearcherFailed if it changed another of the lab's files."""
+    changed = [file for file, digest in sorted(before.items()) if digest_of(scratch / file) != digest and file != TRAIN]
+    if changed:
+        raise ResearcherFailed(f"'{name}' changed {', '.join(changed)}: only train.py may change")
+    return read_train(scratch, name)
 
 
 def digest_of(path: Path) -> str:

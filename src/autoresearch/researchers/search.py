@@ -30,6 +30,8 @@ from optuna.trial import TrialState
 from autoresearch.journal import Experiment
 from autoresearch.literals import Literal, Value, code_key, read_literals, set_literals
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers.foreign import Point, inject
+from autoresearch.researchers.said import SIGNIFICANT, describe
 
 SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
 # First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a
@@ -42,9 +44,7 @@ NEAR_ONE = 0.5  # floats from here to 1 (momenta, decay rates) are searched by t
 MAX_INT = 2**40
 MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30
 MIN_DISTANCE, MAX_DISTANCE = 1e-6, 0.99  # of a float to 1
-NAMED = 4  # changes that a description names; the patch has all of them
 ATTEMPTS = 50  # points that are asked for until one is new; where all literals are small whole numbers there are few
-SIGNIFICANT = 3  # digits of a proposed float
 
 optuna.logging.set_verbosity(logging.ERROR)
 
@@ -162,6 +162,7 @@ def space(source: str, origin: Mapping[str, Any]) -> dict[str, Dimension]:
 
 class Search:
     name = "search"
+    thinks = False
 
     def propose(self, context: Context) -> Proposal:
         current = {name: literal.value for name, literal in read_literals(context.source).items()}
@@ -177,6 +178,12 @@ class Search:
         study = self._study(context, dims, origin, baseline)
         penalty = _penalty([done.val_bpb for done in scored if done.val_bpb is not None])
         told = self._tell(study, context.history, penalty)
+        points = [
+            Point(done.n, {name: dim.encode(done.literals[name]) for name, dim in dims.items()}, done.val_bpb)
+            for done in scored
+            if "study" not in done.details and done.val_bpb is not None and done.literals and _moved(done.literals, dims, origin)
+        ]
+        inject(study, {name: dim.distribution() for name, dim in dims.items()}, points, POPULATION, SIGMA)
         distributions = {name: dim.distribution() for name, dim in dims.items()}
         known = {code_key(context.source): None} | {done.code_key: done.val_bpb for done in context.history}
         for _ in range(ATTEMPTS):
@@ -236,6 +243,12 @@ class Search:
         return told
 
 
+def _moved(literals: Mapping[str, Any], dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> bool:
+    """Whether these literals are a point of the space, and another than its start: a change of code alone says nothing of them."""
+    inside = all(name in literals and dim.holds(literals[name]) for name, dim in dims.items())
+    return inside and any(literals[name] != origin.get(name) for name in dims)
+
+
 def _penalty(scores: Sequence[float]) -> float:
     """What a crash counts as: clearly worse than the worst that was measured."""
     return max(scores) + (max(scores) - min(scores)) + 0.01 if scores else 1e9
@@ -255,22 +268,3 @@ def _mend_tail(log: Path) -> None:
     """Cut off a last line that a killed process left half written: Optuna would not read the file again."""
     if log.exists() and not (data := log.read_bytes()).endswith(b"\n"):
         os.truncate(log, data.rfind(b"\n") + 1)
-
-
-def describe(current: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
-    """'MATRIX_LR 0.04->0.05, DEPTH 4->5', the largest changes first."""
-
-    def size(name: str) -> float:
-        before, after = current[name], changes[name]
-        if isinstance(before, int | float) and isinstance(after, int | float) and before > 0 and after > 0:
-            return abs(math.log(after / before))
-        return math.inf
-
-    names = sorted(changes, key=size, reverse=True)
-    told = [f"{name} {_short(current[name])}->{_short(changes[name])}" for name in names[:NAMED]]
-    more = [f"{len(names) - NAMED} smaller steps"] if len(names) > NAMED else []
-    return ", ".join(told + more) or "no change"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.{SIGNIFICANT}g}" if isinstance(value, float) else str(value)

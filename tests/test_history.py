@@ -1,0 +1,92 @@
+"""Claims about `history` and `brief` as commands: they work on any lab, and say what was tried, expected and spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import Cli, git, make_lab
+from labs import agent, copy_of, forked, setting
+
+
+@pytest.fixture
+def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
+    return copy_of(made, tmp_path / "lab")
+
+
+@pytest.fixture
+def call(lab: Path) -> Cli:
+    return partial(forked, lab)
+
+
+LINES = ("Tried: a higher rate", "Hypothesis: the bowl is lower there", "Expected gain: 0.02", "Category: optimizer")
+SAID = "; ".join(f"echo '{line}'" for line in LINES)
+
+
+def test_what_was_said_and_expected_stands_beside_what_came(lab: Path, tmp_path: Path, call: Cli) -> None:
+    quiet = setting("LR", 0.2).partition(";")[0]
+    done = call("loop", "--max", "2", "--researcher", agent(tmp_path, f"{quiet}; {SAID}", setting("MODE", '"crash"')))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(call("history", "--json").stdout)
+    assert [each["n"] for each in found] == [1, 2, 3]
+    kept = found[1]
+    assert (kept["description"], kept["hypothesis"], kept["category"]) == ("a higher rate", "the bowl is lower there", "optimizer")
+    assert (kept["expected_gain"], kept["gain"], kept["status"]) == (0.02, pytest.approx(0.03), "keep")
+    assert kept["settings"]["LR"] == 0.2 and kept["cost"]["seconds"] > 0
+    assert (found[2]["crash_class"], found[2]["gain"]) == ("error", None)
+    assert "#2    keep    1.050000  -0.030000 (expected -0.020000) agent: a higher rate" in call("history").stdout
+    assert "Expected against measured, 1 experiments: -0.020000 and -0.030000 on average, 1 better than before" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [("", [1, 2, 3]), ("HIGHER rate", [2]), ("crash", [3]), ("optimizer bowl", [2]), ("lr 0.05", [3]), ("moe", [])],
+)
+def test_a_search_finds_what_has_all_words(lab: Path, tmp_path: Path, call: Cli, words: str, numbers: list[int]) -> None:
+    quiet = setting("LR", 0.2).partition(";")[0]
+    broken = f"{setting('LR', 0.05)} >&2; {setting('MODE', chr(34) + 'crash' + chr(34))}"
+    assert call("loop", "--max", "2", "--no-ahead", "--researcher", agent(tmp_path, f"{quiet}; {SAID}", broken)).returncode == 0
+    assert [each["n"] for each in json.loads(call("history", "--json", "--search", words).stdout)] == numbers
+
+
+def test_before_anything_ran_there_is_none(environment: Mapping[str, str], tmp_path: Path) -> None:
+    fresh = make_lab(tmp_path / "fresh")
+    assert forked(fresh, "history").stdout == "no experiments\n"
+    assert json.loads(forked(fresh, "history", "--json").stdout) == []
+
+
+def test_the_brief_is_there_in_a_fresh_clone_and_without_git(environment: Mapping[str, str], tmp_path: Path) -> None:
+    fresh = make_lab(tmp_path / "fresh")
+    done = forked(fresh, "brief")
+    assert done.returncode == 0, done.stderr
+    for part in ("Find the lowest point of the bowl.", "None yet: the baseline has not been run.", "Its settings: LR 0.1, DEPTH 4"):
+        assert part in done.stdout
+    assert not (fresh / ".autoresearch").exists()
+    (fresh / ".git").rename(tmp_path / "away")
+    assert forked(fresh, "brief").stdout == done.stdout
+
+
+def test_the_brief_that_is_printed_is_the_one_that_a_researcher_gets(lab: Path, tmp_path: Path, call: Cli) -> None:
+    assert (
+        call(
+            "loop", "--max", "2", "--no-ahead", "--researcher", agent(tmp_path, setting("LR", 0.2), setting("LR", 0.05))
+        ).returncode
+        == 0
+    )
+    printed = call("brief").stdout
+    assert call("loop", "--max", "1", "--researcher", agent(tmp_path, setting("LR", 0.25))).returncode == 0
+    assert (lab / ".autoresearch" / "runs" / "4" / "brief.md").read_text() == printed
+
+
+def test_constants_that_come_to_the_same_are_the_same_experiment(lab: Path, tmp_path: Path, call: Cli) -> None:
+    below = "sed -i '/^LR/{h;d};/^BASE/{G}' train.py"  # the line of LR goes behind that of BASE
+    first = f"sed -i 's/^DEPTH/BASE = 0.05\\nDEPTH/' train.py; {below}; echo a base"
+    written = f"sed -i 's/^LR = [^ ]*/LR = BASE * 2/; s/^DEPTH/BASE = 0.05\\nDEPTH/' train.py; {below}; echo by another name"
+    moves = agent(tmp_path, first, written, setting("LR", 0.2))
+    done = call("loop", "--max", "2", "--no-ahead", "--researcher", moves)
+    assert done.returncode == 0, done.stderr
+    assert "this very code was tried before" in done.stderr
+    assert git(lab, "log", "--format=%s", "-1").endswith("LR 0.2")
