@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, git, make_lab, toy
+from conftest import ROOT, fewer_tokens, git, make_lab, toy, unboxed
 
 from autoresearch import cli as commands
 from autoresearch import hardware, session
@@ -36,6 +36,7 @@ def template(folder: Path, cache: Path) -> Path:
     setup = (*AUTORESEARCH, "setup", "--tag", "test", "--time-budget", "1")
     done = subprocess.run(setup, cwd=lab, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+    fewer_tokens(lab)
     return lab
 
 
@@ -121,7 +122,7 @@ def forked(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None
             os.chdir(lab)
             session.data_fingerprint, hardware.probe = lambda *_, **__: data, lambda: machine
             rigged()
-            code = commands.main(list(arguments))
+            code = commands.main(list(unboxed(arguments)))
             sys.stdout.flush()
             os._exit(code)
         finally:
@@ -145,7 +146,7 @@ class Background:
 
     def __init__(self, lab: Path, *arguments: str, env: Mapping[str, str], log: Path, before: str = "") -> None:
         self.log = log
-        command = ("sh", "-c", f'{before} exec "$@"', "sh", *AUTORESEARCH, *arguments)
+        command = ("sh", "-c", f'{before} exec "$@"', "sh", *AUTORESEARCH, *unboxed(arguments))
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=lab, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0

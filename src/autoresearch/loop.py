@@ -8,13 +8,14 @@ import contextlib
 import shutil
 import signal
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from autoresearch import brief, results
 from autoresearch.check import Refused, check
 from autoresearch.errors import Interrupted, NotReady
-from autoresearch.experiment import runner
+from autoresearch.experiment import audit, caches, refereeing, runner
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -65,11 +66,12 @@ class Stop:
 
 class Loop:
     def __init__(
-        self, session: Session, researcher: Researcher, view: View, stop: Stop, allowance: float = runner.ALLOWANCE
+        self, session: Session, researcher: Researcher, view: View, stop: Stop, allowance: float = runner.ALLOWANCE, *, sandbox: str
     ) -> None:
         self.session, self.researcher, self.view, self.stop = session, researcher, view, stop
-        self.allowance = allowance
+        self.allowance, self.sandbox = allowance, sandbox
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
+        self.caches = self.journal.root / "caches"
 
     def run(self, limit: int) -> None:
         """`limit` further experiments; 0: until stopped. The baseline is extra."""
@@ -242,6 +244,7 @@ class Loop:
             step, began = steps[experiment.stage], time.monotonic()
             experiment = step(experiment)
             ran = experiment.result.wall_seconds if step == self.measure and experiment.result else 0.0
+            ran += experiment.audit["seconds"] if step == self.judge and experiment.audit else 0.0
             overhead = experiment.overhead_seconds + time.monotonic() - began - ran
             experiment = self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
         self.view.settled(experiment)
@@ -274,15 +277,7 @@ class Loop:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
             return self.journal.save(experiment, stage=MEASURED, result=result)
-        plan = runner.RunPlan(
-            source=source,
-            helpers=self.session.helpers,
-            folder=self.journal.folder(experiment.n),
-            budget=float(self.session.constants["TIME_BUDGET"]),
-            caches=self.journal.root / "caches",
-            seed=experiment.seed,
-            allowance=self.allowance,
-        )
+        plan = self.plan(experiment)
         title = f"#{experiment.n} {experiment.description}"
         with self.view.run(title, plan.budget):
             result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
@@ -292,6 +287,19 @@ class Loop:
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment, stage=MEASURED, result=result)
+
+    def plan(self, experiment: Experiment) -> runner.RunPlan:
+        folder = self.journal.folder(experiment.n)
+        return runner.RunPlan(
+            source=self.source_of(experiment),
+            helpers=self.session.helpers,
+            folder=folder,
+            budget=float(self.session.constants["TIME_BUDGET"]),
+            caches=self.caches,
+            seed=experiment.seed,
+            allowance=self.allowance,
+            refereed=self.session.conditions(folder, self.sandbox, experiment.seed),
+        )
 
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
         """No night begins on a train.py that doesn't run."""
@@ -315,6 +323,9 @@ class Loop:
                 results.DISCARD,
                 f"{description} (better, but train.py was committed by hand meanwhile)",
             )
+        if status == KEEP and not experiment.baseline:  # the baseline is its owner's own train.py
+            experiment = self.audit(experiment)
+            status = judge(experiment.val_bpb, before)
         if status == KEEP:
             change = "" if before is None else f" ({(experiment.val_bpb or 0.0) - before:+.6f})"
             subject = f"val_bpb {experiment.val_bpb:.6f}{change}: {description}"
@@ -326,6 +337,16 @@ class Loop:
             "description": description,
         }
         return self.journal.save(experiment, stage=JUDGED, **changes)
+
+    def audit(self, experiment: Experiment) -> Experiment:
+        """A would-be keep must give its losses again, or it crashed."""
+        self.view.say(f"#{experiment.n} would be kept: audit")
+        report = audit.audit(self.plan(experiment), lambda: self.stop.now)
+        experiment = replace(experiment, audit=report.as_dict())
+        if not report.reason:
+            return experiment
+        result = replace(experiment.result or RunResult(CRASHED), outcome=CRASHED, val_bpb=None)
+        return replace(experiment, result=replace(result, crash_class="audit", detail=report.reason))
 
     def branch_tip(self, experiment: Experiment) -> str:
         return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent
@@ -342,13 +363,15 @@ class Loop:
     def settle(self, experiment: Experiment) -> Experiment:
         """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
         branch = f"autoresearch/{experiment.session}"
+        if experiment.status == KEEP:
+            caches.adopt(self.journal.folder(experiment.n) / refereeing.CACHES, self.caches)
         if experiment.status == KEEP and experiment.baseline:  # the same train.py: only the commit's subject is new
             self.ratchet.git("update-ref", f"refs/heads/{branch}", experiment.commit or "")
         elif experiment.status == KEEP:
             self.set_aside(experiment)
             self.ratchet.advance(branch, experiment.commit or "", (TRAIN,))
         else:
-            (self.journal.folder(experiment.n) / runner.WEIGHTS).unlink(missing_ok=True)
+            audit.clear(self.journal.folder(experiment.n))
             if experiment.researcher == HAND and self.ratchet.branch() == branch:
                 self.set_aside(experiment)
                 self.ratchet.restore("HEAD", (TRAIN,))

@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoresearch.errors import NotReady
 from autoresearch.experiment import landlock
 
 BUBBLEWRAP, LANDLOCK, NONE = "bubblewrap", "landlock", "none"
@@ -53,6 +54,7 @@ PROC = (
     "/proc/sys",
     *(f"/proc/{name}" for name in ("cpuinfo", "meminfo", "stat", "version", "filesystems", "loadavg")),
 )
+DEV = Path("/dev")
 GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps", "kfd", "dri")
 
 
@@ -72,11 +74,36 @@ class Box:
 @functools.cache
 def best() -> tuple[str, str]:
     """The best level of this machine, and why it is not a better one ('' for the best)."""
-    reason = _bubblewrap_problem()
+    reason = problem(BUBBLEWRAP)
     if not reason:
         return BUBBLEWRAP, ""
-    other = landlock.problem()
+    other = problem(LANDLOCK)
     return (LANDLOCK, reason) if not other else (NONE, f"{reason}; {other}")
+
+
+def problem(level: str) -> str:
+    """Why this machine can't reach a level; '' if it can."""
+    if level == BUBBLEWRAP:
+        return _bubblewrap_problem()
+    return landlock.problem() if level == LANDLOCK else ""
+
+
+def choose(asked: str | None, literals_only: bool, say: Callable[[str], None]) -> str:
+    """The level for a session: the one asked for, else the best. No box at all needs to be asked for by name, unless all that
+    changes are literals of a train.py that its owner knows; then it is said aloud. Raises NotReady."""
+    if asked is not None:
+        if reason := problem(asked):
+            raise NotReady(f"--sandbox {asked}: {reason}")
+        if asked == NONE:
+            say("sandbox: NONE, as asked: train.py and the researcher run with your rights, files and network")
+        return asked
+    level, reason = best()
+    if level == NONE and not literals_only:
+        raise NotReady(f"no sandbox on this machine: {reason}. Or go without, by name: --sandbox none")
+    if reason:
+        what = "NONE: train.py runs with your rights, files and network" if level == NONE else level
+        say(f"sandbox: {what} ({reason})")
+    return level
 
 
 def _bubblewrap_problem() -> str:
@@ -145,7 +172,9 @@ def _bubblewrap(box: Box, words: Sequence[str]) -> list[str]:
 
 def gpu_nodes(index: int) -> list[Path]:
     """The device nodes that a process needs for one GPU."""
-    return [Path("/dev", name) for name in (f"nvidia{index}", *GPU_NODES) if Path("/dev", name).exists()]
+    cards = [path for path in DEV.glob("nvidia[0-9]*")]
+    own = [path for path in cards if path.name == f"nvidia{index}"]  # a container's one card can have any number
+    return (own or cards) + [DEV / name for name in GPU_NODES if (DEV / name).exists()]
 
 
 @functools.cache
