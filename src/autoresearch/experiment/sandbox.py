@@ -132,7 +132,8 @@ def command(box: Box, words: Sequence[str], level: str) -> list[str]:
         if box.gpu is not None:
             read.append("/sys")
             write += ["/proc", *(str(node) for node in gpu_nodes(box.gpu))]
-        return landlock.command([str(p) for p in read], [str(p) for p in write], words, network=box.network)
+        hidden = [str(path) for path in box.hidden]
+        return landlock.command([str(p) for p in read], [str(p) for p in write], words, hidden, box.network)
     return list(words)
 
 
