@@ -263,4 +263,4 @@ def fewer_tokens(lab: Path) -> None:
     """A sixteenth of the validation tokens that `setup` chose: scoring all takes seconds."""
     constants = lab / "constants.py"
     constants.write_text(re.sub(r"(?m)^EVAL_TOKENS = \S+", f"EVAL_TOKENS = {EVAL_ROWS * 256}", constants.read_text()))
-    git(lab, "commit", "--quiet", "--message=fewer tokens", "--", "constants.py")
+    git(lab, "commit", "--quiet", "--amend", "--no-edit", "--", "constants.py")

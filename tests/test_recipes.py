@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import bpb, environment_of, git, make_lab, run_cli, scored, subject
+from conftest import bpb, environment_of, fewer_tokens, git, make_lab, run_cli, scored, subject
 
 # What the researcher tries, one proposal a line: an edit of train.py and what it says.
 IDEAS = """\
@@ -35,6 +35,8 @@ def session(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     (folder / "ideas").write_text(IDEAS)
     (folder / "agent.sh").write_text(AGENT)
     (folder / "agent.sh").chmod(0o755)
+    assert run_cli("setup", "--tag", "night", cwd=lab, env=environment).returncode == 0
+    fewer_tokens(lab)
     done = run_cli("loop", "--max", "4", "--tag", "night", "--researcher", str(folder / "agent.sh"), cwd=lab, env=environment)
     assert done.returncode == 0, done.stderr
     return lab, environment

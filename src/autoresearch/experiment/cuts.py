@@ -6,7 +6,7 @@ looked too good: where the token before says little about the next one and the m
 is there.
 
 Three things are looked at, of `difference` = loss at the cut - loss that was scored, in nats:
-- a single difference over SINGLE: more than arithmetic can explain, one is enough
+- a single difference that arithmetic can't explain, measured by how far most of them scatter: one is enough
 - the signed mean of the cuts that lie anywhere, beyond FLOOR and SIGMAS of its standard error: a leak that is small and everywhere
 - the same with the other sign: a score that depends on what surrounds the row
 
@@ -15,14 +15,15 @@ How small a leak that finds: `smallest_leak`; benchmarks/referee.py prints it fo
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autoresearch.experiment.probes import frequencies
 
-# bf16 logits under a soft cap of 15 are 0.06 apart, and a sum of rounding steps was measured at up to 0.2 nats for one token.
-SINGLE = 0.5
+# bf16 logits under a soft cap of 15 are 0.06 apart, so that one token's loss can be 0.2 nats off; in float32 on a CPU nothing
+# differs. So one difference may be this many times what most scatter by, within these bounds in nats.
+SINGLE_SIGMAS, SINGLE_LEAST, SINGLE_MOST = 12.0, 0.05, 0.5
 SIGMAS = 4.5  # a false alarm in 150,000 audits, were noise all there is
 FLOOR = 0.0005  # nats; kernels that are chosen anew round in another direction
 LEAST = 2048  # cuts of one process, as far as a few passes over the rows give them
@@ -48,6 +49,7 @@ class Findings:
     mean: float
     deviation: float
     largest: float  # by size, with its sign
+    single: float  # what one may be off
     largest_row: int = -1
     largest_place: int = -1
 
@@ -55,7 +57,7 @@ class Findings:
         """'' or what is wrong."""
         if not math.isfinite(self.largest) or not math.isfinite(self.mean):
             return "logits that are not finite"
-        if abs(self.largest) > SINGLE:
+        if abs(self.largest) > self.single:
             return f"without what follows, a token's loss is {self.largest:+.2f} nats off the scored one"
         allowed = FLOOR + SIGMAS * self.deviation / math.sqrt(self.anywhere)
         if abs(self.mean) > allowed:
@@ -71,9 +73,7 @@ def together(findings: Iterable[Findings]) -> Findings:
     square = sum((part.deviation**2 + part.mean**2) * part.anywhere for part in parts) / anywhere
     worst = max(parts, key=lambda part: abs(part.largest))
     deviation = math.sqrt(max(0.0, square - mean**2))
-    return Findings(
-        sum(part.cuts for part in parts), anywhere, mean, deviation, worst.largest, worst.largest_row, worst.largest_place
-    )
+    return replace(worst, cuts=sum(part.cuts for part in parts), anywhere=anywhere, mean=mean, deviation=deviation)
 
 
 def choose(random: np.random.Generator, rows: np.ndarray, losses: np.ndarray, training: np.ndarray, vocab: int) -> Cuts:
@@ -130,14 +130,30 @@ def compare(cuts: Cuts, losses: np.ndarray, found: np.ndarray) -> Findings:
     difference = found.astype(np.float64) - losses[cuts.rows, cuts.places]
     difference[~np.isfinite(difference)] = np.inf
     worst = int(np.abs(difference).argmax())
-    anywhere = np.clip(difference[: cuts.anywhere], -SINGLE, SINGLE)  # a larger one is a foul by itself
-    row, place = int(cuts.rows[worst]), int(cuts.places[worst])
+    scatter = float(1.4826 * np.median(np.abs(difference[: cuts.anywhere])))  # of most; a rare leak is no part of it
+    single = largest_allowed(scatter)
+    anywhere = np.clip(difference[: cuts.anywhere], -single, single)  # a larger one is a foul by itself
     return Findings(
-        len(difference), cuts.anywhere, float(anywhere.mean()), float(anywhere.std()), float(difference[worst]), row, place
+        cuts=len(difference),
+        anywhere=cuts.anywhere,
+        mean=float(anywhere.mean()),
+        deviation=float(anywhere.std()),
+        largest=float(difference[worst]),
+        single=single,
+        largest_row=int(cuts.rows[worst]),
+        largest_place=int(cuts.places[worst]),
     )
 
 
-def smallest_leak(anywhere: int, noise: float, sizes: Iterable[float] = (0.001, 0.01, 0.1, 0.3, 0.5, 1, 2, 4)) -> float:
+def largest_allowed(scatter: float) -> float:
+    """Nats that one loss may be off, where most scatter with this standard deviation."""
+    return min(SINGLE_MOST, max(SINGLE_LEAST, SINGLE_SIGMAS * scatter))
+
+
+SIZES = tuple(float(size) for size in np.geomspace(1e-4, 4.0, 60))  # nats that a leak gains at one place
+
+
+def smallest_leak(anywhere: int, noise: float, sizes: Iterable[float] = SIZES) -> float:
     """The mean gain a token, in nats, from which any leak is found with a probability of 0.99 by the cuts that lie anywhere.
 
     A leak gains one of `sizes` nats at some share of the places, whichever hides best. `noise` is the standard deviation of a
@@ -147,13 +163,13 @@ def smallest_leak(anywhere: int, noise: float, sizes: Iterable[float] = (0.001, 
 
 
 def _least_gain(anywhere: int, noise: float, size: float) -> float:
-    missed = 0.01
-    once = size * (1 - missed ** (1 / anywhere)) if size > SINGLE else math.inf  # one hit is enough
+    missed, single = 0.01, largest_allowed(noise)
+    once = size * (1 - missed ** (1 / anywhere)) if size > single else math.inf  # one hit is enough
     share, least = 1.0, math.inf
     while share > 1e-7:  # the mean: its threshold and its own scatter grow with the leak's
-        spread = math.sqrt(noise**2 + share * (1 - share) * min(size, SINGLE) ** 2)
-        if share * min(size, SINGLE) < FLOOR + (SIGMAS + 2.33) * spread / math.sqrt(anywhere):
+        spread = math.sqrt(noise**2 + share * (1 - share) * min(size, single) ** 2)
+        if share * min(size, single) < FLOOR + (SIGMAS + 2.33) * spread / math.sqrt(anywhere):
             break
         least = share * size
         share *= 0.98
-    return min(once, least)
+    return min(once, least, size)  # at all places and still not found: larger ones are

@@ -343,10 +343,14 @@ def end_left_over(folder: Path, but: int = 0) -> None:
     """Kill what still lives of a run in this folder, whose loop died or whose main process ended before it; its referee too."""
     if not PROC.exists():
         return _end_by_pid(folder / "pid")
-    mark = f"{WEIGHTS_OUT}={folder / WEIGHTS}".encode()
+    end_marked(f"{WEIGHTS_OUT}={folder / WEIGHTS}", but)
+
+
+def end_marked(mark: str, but: int = 0) -> None:
+    """Kill all processes with this `NAME=value` in their environment, whatever became of their parents."""
     for environment in PROC.glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            if int(environment.parent.name) != but and mark in environment.read_bytes().split(b"\0"):
+            if int(environment.parent.name) != but and mark.encode() in environment.read_bytes().split(b"\0"):
                 os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
