@@ -2,10 +2,11 @@
 
     uv run python benchmarks/referee.py [--runs 5] [--time-budget 10] [--sandbox LEVEL] [--power-only]
 
-Cost: a copy of this lab is set up in a temporary folder, and its train.py is run in turn by itself (self-reported: its own clock, data and
-score) and by `run` (the referee and the sandbox); printed are the medians of the seconds beyond the training itself, the difference, the cost of an audit,
-and of the sandbox's start. Power: by simulation, with nothing run: the decoys' false alarms and how often a look-ahead at all places, one in ten and one in a
-thousand is found, and the smallest leak that an audit finds with a probability of 0.99, on the CPU profile and the full one.
+Cost: a copy of this lab is set up in a temporary folder, and its train.py is run in turn by itself (self-reported: its own clock,
+data and score) and behind the referee in the sandbox; printed are the medians of the seconds beyond the training itself, their
+difference, the cost of an audit, and of the sandbox's start. Power: by simulation, with nothing run: the decoys' false alarms and how
+often a look-ahead at all places, one in ten and one in a thousand is found, and the smallest leak that an audit finds with a
+probability of 0.99, on the CPU profile and the full one.
 """
 
 import argparse
@@ -44,13 +45,13 @@ def tell_power() -> None:
         found = [probes.power(count, share, random) for share in (1.0, 0.1, 0.01, 0.001)]
         print(f"| {name} | {count} | " + " | ".join(f"{100 * each:.0f}%" for each in found) + " |")
     print("\naudit: the smallest leak, in bpb, that is found with a probability of 0.99\n")
-    print(
-        "| profile | cuts anywhere | 0.1 nats at a share of the places | 0.5 | 1 | 4 | whichever hides best |\n|---|---|---|---|---|---|---|"
-    )
+    gains = (0.01, 0.1, 0.5, 4)
+    shown = " | ".join(f"{gain:g} nats" for gain in gains)
+    print(f"| profile | cuts anywhere | {shown} at a share of the places | whichever hides best |\n|---|---|---|---|---|---|---|")
     for name, (rows, _, size, noise) in PROFILES.items():
         anywhere = audit.PROCESSES * (max(rows, min(cuts.PASSES * rows, cuts.LEAST)) // 2)
         bpb = 1 / (np.log(2) * size)
-        leaks = [cuts.smallest_leak(anywhere, noise, [gain]) * bpb for gain in (0.1, 0.5, 1, 4)]
+        leaks = [cuts.smallest_leak(anywhere, noise, [gain]) * bpb for gain in gains]
         worst = cuts.smallest_leak(anywhere, noise) * bpb
         print(f"| {name} | {anywhere} | " + " | ".join(f"{each:.4f}" for each in [*leaks, worst]) + " |", flush=True)
 

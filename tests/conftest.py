@@ -114,6 +114,11 @@ main()
 VOCABULARY, EVAL_ROWS = 2048, 32
 PREPARED = Path()  # the session's cache with prepared data
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run the tests that need a GPU (bash tests/gpu/run.sh)")
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

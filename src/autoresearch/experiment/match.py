@@ -19,7 +19,10 @@ import numpy as np
 from autoresearch.experiment import caches
 from autoresearch.experiment.logits import SLOTS, Logits, OnGpu, OnHost, rows_of_a_piece, seal
 
-LEAST_BATCHES = 4  # so that a batch's own time can be told from work that was queued before it
+LEAST_BATCHES = (
+    4  # so that a batch's own time can be told from work that was queued before it; rows are shown again if they are few
+)
+MOST_TOKENS = 2**24  # in a batch
 PATIENCE = 120.0  # seconds for an answer that takes milliseconds, on a machine that is busy
 WEIGHTS_LIMIT = 2**33  # bytes
 DEVICES = ("cpu", "cuda", "mps", "other")
@@ -132,13 +135,12 @@ class Match:
         """Losses (N, T) in nats of targets after inputs, both (N, T), and when the candidate's clock stopped: as its first logits
         were there, less the time that a batch takes. Work that was still queued on its device counts as training."""
         count, length = inputs.shape
-        if batch_rows > max(1, count // least_batches):
-            raise Foul(f"batches of {batch_rows} rows: at most {count // least_batches} of the {count} rows that are shown")
-        batches = -(-count // batch_rows)
-        order = np.random.default_rng().permutation(batches * batch_rows).reshape(batches, batch_rows)  # nobody foresees what comes
-        shown = np.zeros((batches * batch_rows, length), np.uint16)
-        wanted = np.zeros_like(shown)
-        shown[:count], wanted[:count] = inputs, targets
+        if batch_rows * length > MOST_TOKENS:
+            raise Foul(f"batches of {batch_rows} rows: at most {MOST_TOKENS // length}")
+        random, batches = np.random.default_rng(), max(least_batches, -(-count // batch_rows))
+        order = random.permutation(batches * batch_rows).reshape(batches, batch_rows)  # nobody foresees what comes
+        more = random.integers(count, size=batches * batch_rows - count)  # fill the batches, unscored
+        shown, wanted = np.concatenate([inputs, inputs[more]]), np.concatenate([targets, targets[more]])
         losses = np.zeros(shown.shape, np.float32)
 
         logits, tokens, piece_rows = self.share(batch_rows)
