@@ -4,9 +4,9 @@
 
 Cost: a copy of this lab is set up in a temporary folder, and its train.py is run in turn by itself (self-reported: its own clock,
 data and score) and behind the referee in the sandbox; printed are the medians of the seconds beyond the training itself, their
-difference, the cost of an audit, and of the sandbox's start. Power: by simulation, with nothing run: the decoys' false alarms and how
-often a look-ahead at all places, one in ten and one in a thousand is found, and the smallest leak that an audit finds with a
-probability of 0.99, on the CPU profile and the full one.
+difference, the cost of an audit, and of the sandbox's start. Power: by simulation, with nothing run: the decoys' false alarms and
+how often a look-ahead at all places, one in ten and one in a thousand is found, and the smallest leak that an audit finds with
+a probability of 0.99, on the CPU profile and the full one.
 """
 
 import argparse
