@@ -15,8 +15,8 @@ MAX_PROGRAM = 20_000  # characters of program.md
 RULES = """\
 - Change train.py alone. One idea at a time, so that its gain can be told.
 - Your train.py must call prepare.open_run, start, evaluate_bpb and summary as it does now; data, clock and score are theirs.
-- The model must be what its state_dict is: a run that would be kept is started again from its weights, on rows cut anywhere, and must give
-  the same losses. Logits that depend on later tokens or on other rows of the batch, and state outside of it, are refused.
+- A model is what its state_dict is: a run that would be kept is started again from it and must give the same losses on rows cut
+  anywhere. Logits that depend on later tokens or on other rows of the batch, and state outside of it, are refused.
 - No new packages, no network, no reading or writing of other files.
 - A run that needs more memory than the machine has, or fails, is a crash; a score that is not lower is taken back.
 - You don't run the training and you don't use git: the harness does both after you have finished.

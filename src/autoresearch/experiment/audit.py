@@ -4,10 +4,10 @@ The candidate's program is started afresh, twice, in boxes that can't reach each
 and no time, so `evaluate_bpb` follows at once. It is shown validation rows cut at random places, and at places where its score
 looked too good, in another order, never the next token (`cuts.py`), and its losses there must be those that were scored.
 
-So it finds: looking ahead, however rarely it pays; answers that depend on the other rows of a batch, on their order, or on what was
-shown before; training while it is scored; weights that are not all of the model. Whoever spots the probes of the scored pass gains
-nothing here, since nothing but probes is shown. Not found with a probability of 0.99: a leak below 0.0045 bpb on the CPU profile and
-0.0012 on the full one, if it gains 4 nats at the few places where it leaks; below 0.001 otherwise (`cuts.smallest_leak`).
+So it finds: looking ahead, however rarely it pays; answers that depend on the other rows of a batch, on their order, or on what
+was shown before; training while it is scored; weights that are not all of the model. Whoever spots the probes of the scored pass
+gains nothing here, since nothing but probes is shown. A leak is found with a probability of 0.99 from 0.0045 bpb on the CPU profile
+and from 0.0012 on the full one, whichever way it hides (`cuts.smallest_leak`).
 """
 
 import json

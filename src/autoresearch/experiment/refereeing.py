@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from autoresearch.errors import NotReady
 from autoresearch.experiment import caches as compile_caches
@@ -73,6 +73,21 @@ def hidden_files(helpers: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in sources | compiled if path.is_file()))
 
 
+def start(spec: Mapping[str, object], log: IO[bytes], mark: str) -> "subprocess.Popen[bytes]":
+    """The referee's process. `mark` is in its environment, for whoever finds it left over."""
+    descriptor = spec["socket"]
+    assert isinstance(descriptor, int)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-B", "-m", "autoresearch.experiment.referee", json.dumps(spec)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), WEIGHTS_OUT: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
+
+
 class Refereeing:
     """Around one candidate: `with Refereeing(conditions, caches) as referee`, start `referee.command(...)`, then ask for the
     `result`."""
@@ -85,15 +100,7 @@ class Refereeing:
             stale.unlink(missing_ok=True)
         ours, self.end = socket.socketpair()
         with ours, self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-B", "-m", "autoresearch.experiment.referee", json.dumps(self._spec(ours.fileno()))],
-                env={**os.environ, "PYTHONPATH": str(SOURCE), WEIGHTS_OUT: str(folder / WEIGHTS)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[ours.fileno()],
-                start_new_session=True,
-            )
+            self.process = start(self._spec(ours.fileno()), log, f"{folder / WEIGHTS}")
 
     def _spec(self, descriptor: int) -> dict[str, object]:
         """The referee's `Spec`, whose module is not imported here: it would bring numpy along."""
