@@ -120,7 +120,7 @@ def test_no_file_with_held_out_text_can_be_read_in_the_box(ready_lab: Path, cli:
 def test_without_a_sandbox_a_run_is_refused_unless_it_is_asked_for_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sandbox, "best", lambda: (sandbox.NONE, "no such thing here"))
+    monkeypatch.setattr(sandbox, "best", lambda gpu: (sandbox.NONE, "no such thing here"))
     said: list[str] = []
     with pytest.raises(NotReady, match=r"no sandbox on this machine: no such thing here\. Or go without, by name: --sandbox none"):
         sandbox.choose(None, False, said.append)
@@ -133,6 +133,13 @@ def test_a_level_that_cannot_be_reached_is_told_with_its_reason(monkeypatch: pyt
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(NotReady, match="--sandbox bubblewrap: bubblewrap is not installed: install bubblewrap"):
         sandbox.choose("bubblewrap", False, lambda _: None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="about root")
+def test_landlock_with_a_gpu_is_no_box_for_root() -> None:
+    assert "start as another user" in sandbox.problem("landlock", gpu=True)
+    with pytest.raises(NotReady, match="leaves /proc writable"):
+        sandbox.choose("landlock", False, lambda _: None, gpu=True)
 
 
 # -- faults of the referee itself ------------------------------------------------------------------------------------
@@ -195,6 +202,17 @@ def test_memory_is_what_the_processes_of_a_run_hold_and_not_what_it_claims(ready
     done = cli("run")
     assert done.returncode == 0, done.stderr
     assert 200 < float(done.stdout.split()[3]) < 500
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="this system has no such mark")
+def test_where_memory_runs_out_the_run_is_ended_and_not_its_referee(ready_lab: Path, cli: Cli) -> None:
+    put(
+        ready_lab,
+        "import time\nwhile open('/proc/self/oom_score_adj').read() != '1000\\n':\n    time.sleep(0.01)\nprint('marked')\n",
+    )
+    done = cli("run", "--allowance", "30")
+    assert done.returncode == 1
+    assert (ready_lab / "run.log").read_text() == "marked\n"
 
 
 def test_a_process_that_has_gone_is_no_fault() -> None:

@@ -59,7 +59,7 @@ def command_check(arguments: argparse.Namespace) -> int:
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
     facts = hardware.report(found, profile_for(found).name, ready, problems)
-    level, reason = sandbox.best()
+    level, reason = sandbox.best(found.device == "cuda")
     facts |= {"sandbox": level, "sandbox_problem": reason or None}
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -143,10 +143,11 @@ def _conditions(lab: Lab, helpers: Path, folder: Path, asked: str | None) -> "Co
     from autoresearch.experiment.refereeing import Conditions, gpu_of, hidden_files
     from autoresearch.experiment.runner import DEFAULT_SEED
 
-    level = sandbox.choose(asked, False, say)
+    gpu = gpu_of(hardware.probe())
+    level = sandbox.choose(asked, False, say, gpu is not None)
     budget = float(lab.constants()["TIME_BUDGET"])
     hidden = hidden_files(helpers) if level != sandbox.NONE else ()
-    return Conditions(level, helpers, folder, DEFAULT_SEED, budget, hidden, gpu_of(hardware.probe()))
+    return Conditions(level, helpers, folder, DEFAULT_SEED, budget, hidden, gpu)
 
 
 def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
@@ -159,7 +160,7 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
-    level = sandbox.choose(arguments.sandbox, False, say)
+    level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
     loop = Loop(session, make("search"), view, Stop(view), arguments.allowance, sandbox=level)
     done = loop.record(source, arguments.record)
     if done is None:
@@ -188,7 +189,7 @@ def command_loop(arguments: argparse.Namespace) -> int:
         session = _open_session(lab, arguments, view)
         stop = Stop(view)
         say(_estimate(session, arguments.max))
-        level = sandbox.choose(arguments.sandbox, researcher.name == "search", say)
+        level = sandbox.choose(arguments.sandbox, researcher.name == "search", say, session.machine.device == "cuda")
         if researcher.name == "search":
             say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
@@ -304,7 +305,7 @@ def command_audit(arguments: argparse.Namespace) -> int:
     view, lab = View(), lab_here()
     with Journal(lab).lock():
         session = _open_session(lab, arguments, view)
-        level = sandbox.choose(arguments.sandbox, False, say)
+        level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
         wanted = arguments.commit
         named = {done.n: str(done.n) if wanted.isdigit() and len(wanted) < 7 else done.commit or "" for done in session.history()}
         found = [done for done in session.history() if wanted and named[done.n].startswith(wanted)]

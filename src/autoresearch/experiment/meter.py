@@ -3,6 +3,8 @@
 The driver's figure counts what the process holds, its context and the allocator's reserve too, and so reads higher than torch's own
 count by some hundred MB. Where the driver does not tell processes apart (in a container it may not), it is what the GPU's
 memory in use has grown by since the run began, less the referee's.
+
+Where a machine runs out of memory the kernel ends what is marked first: a run's processes are, its referee and the loop are not.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ class Meter:
         self.pid, self.referee = pid, referee
         self.peak_mb: float | None = None
         self._looked = 0.0
+        self._marked: set[int] = set()
         self._gpu = _Gpu(gpu) if gpu is not None else None
         self._before = self._gpu.in_use() if self._gpu else None
 
@@ -30,6 +33,9 @@ class Meter:
             return
         self._looked = time.monotonic()
         processes = family(self.pid)
+        for pid in set(processes) - self._marked:
+            mark_to_end_first(pid)
+        self._marked.update(processes)
         seen = self._on_gpu(processes) if self._gpu else sum(map(peak_resident, processes))
         if seen:
             self.peak_mb = max(self.peak_mb or 0.0, seen / MB)
@@ -56,6 +62,12 @@ def family(pid: int) -> list[int]:
             with contextlib.suppress(OSError, ValueError):
                 left += [int(word) for word in children.read_text().split()]
     return found
+
+
+def mark_to_end_first(pid: int) -> None:
+    """Its children inherit it, and can't take it back without privileges."""
+    with contextlib.suppress(OSError):
+        (PROC / str(pid) / "oom_score_adj").write_text("1000")
 
 
 def peak_resident(pid: int) -> int:

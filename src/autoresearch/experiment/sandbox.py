@@ -13,6 +13,7 @@ Not covered by any level: time spent on the CPU or GPU beside the run, and fault
 """
 
 import functools
+import os
 import platform
 import shutil
 import subprocess
@@ -72,32 +73,34 @@ class Box:
 
 
 @functools.cache
-def best() -> tuple[str, str]:
-    """The best level of this machine, and why it is not a better one ('' for the best)."""
+def best(gpu: bool = False) -> tuple[str, str]:
+    """The best level of this machine for a run on its CPU or GPU, and why it is not a better one ('' for the best)."""
     reason = problem(BUBBLEWRAP)
     if not reason:
         return BUBBLEWRAP, ""
-    other = problem(LANDLOCK)
+    other = problem(LANDLOCK, gpu)
     return (LANDLOCK, reason) if not other else (NONE, f"{reason}; {other}")
 
 
-def problem(level: str) -> str:
+def problem(level: str, gpu: bool = False) -> str:
     """Why this machine can't reach a level; '' if it can."""
     if level == BUBBLEWRAP:
         return _bubblewrap_problem()
+    if level == LANDLOCK and gpu and os.geteuid() == 0:
+        return "Landlock with a GPU leaves /proc writable, which for root is no box: start as another user"
     return landlock.problem() if level == LANDLOCK else ""
 
 
-def choose(asked: str | None, literals_only: bool, say: Callable[[str], None]) -> str:
+def choose(asked: str | None, literals_only: bool, say: Callable[[str], None], gpu: bool = False) -> str:
     """The level for a session: the one asked for, else the best. No box at all needs to be asked for by name, unless all that
     changes are literals of a train.py that its owner knows; then it is said aloud. Raises NotReady."""
     if asked is not None:
-        if reason := problem(asked):
+        if reason := problem(asked, gpu):
             raise NotReady(f"--sandbox {asked}: {reason}")
         if asked == NONE:
             say("sandbox: NONE, as asked: train.py and the researcher run with your rights, files and network")
         return asked
-    level, reason = best()
+    level, reason = best(gpu)
     if level == NONE and not literals_only:
         raise NotReady(f"no sandbox on this machine: {reason}. Or go without, by name: --sandbox none")
     if reason:
