@@ -48,7 +48,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -178,8 +178,7 @@ class Run:
 class RefereedRun(Run):
     """The same run with a referee behind it: clock, data and score are in another process, at the end of a socket.
 
-    What passes between them is in references/architecture.md. This side is not trusted: nothing that it does or leaves out can
-    change what the other side measures.
+    This side is not trusted: nothing that it does or leaves out can change what the other side measures.
     """
 
     refereed = True
@@ -188,68 +187,87 @@ class RefereedRun(Run):
         self.budget = float(TIME_BUDGET)
         self.val_bpb = math.nan
         self.eval_tokens = 0
-        self._channel = channel
+        self.referee = Candidate(channel)
+        self.seed = self.referee.seed
         self._device = None
         self._started = self._stopped = None
         self._evaluation_seconds = 0.0
-        self.seed = int(self._ask({"op": "hello", "version": PROTOCOL})[0]["seed"])
-
-    def _ask(self, message: dict[str, Any], files: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        try:
-            self._channel.send(message, files)
-            answer, received = self._channel.receive()
-        except (OSError, EOFError):
-            raise SystemExit("the referee is gone") from None
-        if answer["op"] == "refused":
-            raise SystemExit(f"refused by the referee: {answer['reason']}")
-        return answer, received
 
     def start(self, model: torch.nn.Module) -> np.ndarray:
         self._device = next(model.parameters()).device
         _synchronize(self._device)
-        answer, files = self._ask({"op": "start"})
+        rows, self.budget, weights = self.referee.start(self._device.type)
         self._started = time.perf_counter()
-        self.budget = float(answer["budget"])
-        if answer["weights"]:
+        if weights is not None:
             from safetensors.torch import load
 
-            _unwrapped(model).load_state_dict(load(_mapped(files[1])[:]))
-        if not answer["rows"]:
-            return np.empty((0, MAX_SEQ_LEN + 1), np.uint16)
-        return np.frombuffer(_mapped(files[0]), np.uint16).reshape(-1, MAX_SEQ_LEN + 1)
+            _unwrapped(model).load_state_dict(load(weights))
+        return rows
 
     def evaluate_bpb(self, model: torch.nn.Module, logits_fn: LogitsFn, batch_rows: int) -> float:
         import torch
-        from safetensors.torch import save
 
-        if self._device is None:
+        device = self._device
+        if device is None:
             raise RuntimeError("run.evaluate_bpb was called before run.start(model)")
-        _synchronize(self._device)
+        _synchronize(device)
         self._stopped = time.perf_counter()
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in _unwrapped(model).state_dict().items()}
-        weights = shared_file("weights", save({name: tensor.clone() for name, tensor in state.items()}))
-        answer, files = self._ask({"op": "evaluate", "batch_rows": batch_rows}, [weights])
-        shape = (int(answer["slots"]), batch_rows, MAX_SEQ_LEN)
-        tokens = np.frombuffer(_mapped(files[0]), np.uint16).reshape(shape)
-        logits = torch.frombuffer(_mapped(files[1], write=True), dtype=torch.float32).view(*shape, VOCAB_SIZE)
-        message = self._ask({"op": "ready"})[0]
-        while message["op"] == "batch":
-            slot = int(message["slot"])
-            given = logits_fn(torch.from_numpy(tokens[slot].astype(np.int64)).to(self._device))
-            _check_logits(given.shape, shape[1:])
-            logits[slot].copy_(given.detach()[..., :VOCAB_SIZE])
-            message = self._ask({"op": "done", "slot": slot})[0]
-        self.val_bpb, self.eval_tokens = float(message["val_bpb"]), int(message["eval_tokens"])
+        referee = self.referee
+        referee.evaluate(_weights_of(model), batch_rows)
+        if referee.shape != (batch_rows, MAX_SEQ_LEN, VOCAB_SIZE):
+            raise SystemExit(f"the referee scores logits of shape {referee.shape}: prepare.py and constants.py differ from its own")
+        shared = self._shared_logits()
+        given = None
+        for slot, piece in referee.requests():
+            if piece == 0:
+                given = None  # before the next batch needs the memory
+                given = logits_fn(torch.from_numpy(referee.tokens[slot].astype(np.int64)).to(device)).detach()
+                _check_logits(given.shape, referee.shape[:2])
+            assert given is not None
+            part = given[piece * referee.piece_rows : (piece + 1) * referee.piece_rows, :, :VOCAB_SIZE]
+            shared[slot, : len(part)].copy_(part)
+            _synchronize(device)
+        self.val_bpb, self.eval_tokens = referee.score
         self._evaluation_seconds = time.perf_counter() - self._stopped
         return self.val_bpb
 
+    def _shared_logits(self) -> torch.Tensor:
+        """The memory that the referee reads the logits from: on its GPU, if this process can map it, else the host's."""
+        import torch
 
-PROTOCOL = 1  # version of the messages
+        referee, device = self.referee, self._device
+        if referee.transport == GPU_MEMORY:
+            try:
+                self._memory = DeviceMemory(referee.logits_bytes, referee.logits_file)
+                return self._memory.tensor(referee.logits_shape)
+            except RuntimeError as problem:
+                print(f"logits pass through the host's memory: {problem}", flush=True)
+                referee.ask_for_host_memory()
+        memory = referee.map_logits()
+        logits = torch.frombuffer(memory, dtype=torch.float32).view(referee.logits_shape)
+        if device is not None and device.type == "cuda":
+            torch.cuda.cudart().cudaHostRegister(logits.data_ptr(), logits.nbytes, 0)  # pinned: copies run at the bus's speed
+        return logits
+
+
+def _weights_of(model: torch.nn.Module) -> bytes:
+    """The model's state as safetensors. Tensors that share memory are written one by one."""
+    from safetensors.torch import save
+
+    state = _unwrapped(model).state_dict()
+    return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The protocol between train.py and the referee, as references/architecture.md has it; both sides use what is here
+
+PROTOCOL = 2  # version of the messages
 MESSAGE_LIMIT = 2**16  # bytes of one message
+HOST_MEMORY, GPU_MEMORY = "host", "gpu"  # where the logits pass
 
 
 class Channel:
-    """JSON objects, one a line, with open files beside them, over a Unix socket. Both sides use it."""
+    """JSON objects, one a line, with open files beside them, over a Unix socket."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
@@ -276,6 +294,62 @@ class Channel:
         return message, files
 
 
+class Candidate:
+    """train.py's side in bytes and numpy alone: a train.py in any framework can stand on it.
+
+    `start`, then `evaluate`, then put logits into the mapped memory for each of `requests`; `score` is there at their end.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.seed = int(self._ask({"op": "hello", "version": PROTOCOL})[0]["seed"])
+        self.score = (math.nan, 0)  # val_bpb, tokens scored
+
+    def _ask(self, message: dict[str, Any], files: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        try:
+            self._channel.send(message, files)
+            answer, received = self._channel.receive()
+        except (OSError, EOFError):
+            raise SystemExit("the referee is gone") from None
+        if answer["op"] == "refused":
+            raise SystemExit(f"refused by the referee: {answer['reason']}")
+        return answer, received
+
+    def start(self, device: str) -> tuple[np.ndarray, float, bytes | None]:
+        """The clock starts: training rows uint16 (N, T + 1), seconds granted, and weights to begin with, if any."""
+        answer, files = self._ask({"op": "start", "device": device})
+        rows = np.frombuffer(_mapped(files[0]), np.uint16, count=answer["rows"] * (MAX_SEQ_LEN + 1)).reshape(-1, MAX_SEQ_LEN + 1)
+        return rows, float(answer["budget"]), bytes(_mapped(files[1])) if answer["weights"] else None
+
+    def evaluate(self, weights: bytes, batch_rows: int) -> None:
+        """Hand over the weights (safetensors) and get the memory for tokens (slots, B, T) and logits."""
+        file = shared_file("weights", weights)
+        self._accept(*self._ask({"op": "evaluate", "batch_rows": batch_rows}, [file]))
+        os.close(file)
+
+    def ask_for_host_memory(self) -> None:
+        self._accept(*self._ask({"op": "unmappable"}))
+
+    def _accept(self, answer: dict[str, Any], files: list[int]) -> None:
+        slots, self.piece_rows, self.transport = int(answer["slots"]), int(answer["piece_rows"]), str(answer["transport"])
+        self.shape = tuple(int(n) for n in answer["shape"])  # of a batch's logits: (B, T, V)
+        self.logits_shape = (slots, self.piece_rows, *self.shape[1:])
+        self.logits_bytes, self.logits_file = int(answer["bytes"]), files[1]
+        self.tokens = np.frombuffer(_mapped(files[0]), np.uint16).reshape(slots, *self.shape[:2])
+
+    def map_logits(self) -> mmap.mmap:
+        """The host's memory for logits_shape in float32."""
+        return _mapped(self.logits_file, write=True)
+
+    def requests(self) -> Iterator[tuple[int, int]]:
+        """(slot, piece): rows piece * piece_rows .. of the batch whose tokens are in the slot; piece 0 begins a new batch."""
+        message = self._ask({"op": "ready"})[0]
+        while message["op"] == "batch":
+            yield int(message["slot"]), int(message["piece"])
+            message = self._ask({"op": "done", "slot": message["slot"]})[0]
+        self.score = float(message["val_bpb"]), int(message["eval_tokens"])
+
+
 def shared_file(name: str, content: bytes | int) -> int:
     """A file in memory, or without a name where there is none: its descriptor. `content` is its bytes or its size."""
     if hasattr(os, "memfd_create"):
@@ -291,11 +365,90 @@ def shared_file(name: str, content: bytes | int) -> int:
     return descriptor
 
 
-def _mapped(descriptor: int, write: bool = False) -> mmap.mmap:
+def _mapped(descriptor: int, write: bool = False) -> mmap.mmap | bytes:
     """A file's content as memory; the descriptor is closed, the memory stays."""
+    if os.fstat(descriptor).st_size == 0:  # nothing to map
+        os.close(descriptor)
+        return b""
     mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
     os.close(descriptor)
     return mapped
+
+
+class DeviceMemory:
+    """GPU memory that two processes share by a file descriptor: the virtual memory API of CUDA's driver.
+
+    Without a descriptor it is allocated, and `descriptor` is what another process maps it by; nothing else gives access. Raises
+    RuntimeError where the driver can't.
+    """
+
+    PINNED, ON_DEVICE, BY_DESCRIPTOR, READ_WRITE = 1, 1, 1, 3  # of the driver's enumerations
+
+    class Location(ctypes.Structure):
+        _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
+
+    class Properties(ctypes.Structure):
+        pass
+
+    class Access(ctypes.Structure):
+        pass
+
+    Properties._fields_ = (
+        ("type", ctypes.c_int),
+        ("handle_types", ctypes.c_int),
+        ("location", Location),
+        ("windows", ctypes.c_void_p),
+        ("flags", ctypes.c_ubyte * 8),
+    )
+    Access._fields_ = (("location", Location), ("flags", ctypes.c_int))
+
+    def __init__(self, size: int, descriptor: int | None = None) -> None:
+        import torch
+
+        torch.zeros(1, device="cuda")  # makes the device's context the current one
+        index = torch.cuda.current_device()
+        try:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise RuntimeError(f"no driver library: {error}") from None
+        self._index, handle, address = index, ctypes.c_uint64(), ctypes.c_uint64()
+        if descriptor is None:
+            kind = self.Properties(type=self.PINNED, handle_types=self.BY_DESCRIPTOR, location=self._location())
+            step, exported = ctypes.c_size_t(), ctypes.c_int(-1)
+            self._call("cuMemGetAllocationGranularity", ctypes.byref(step), ctypes.byref(kind), 1)
+            size = -(-size // step.value) * step.value
+            self._call("cuMemCreate", ctypes.byref(handle), ctypes.c_size_t(size), ctypes.byref(kind), ctypes.c_uint64(0))
+            self._call("cuMemExportToShareableHandle", ctypes.byref(exported), handle, self.BY_DESCRIPTOR, ctypes.c_uint64(0))
+            descriptor = exported.value
+        else:
+            self._call("cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), self.BY_DESCRIPTOR)
+        self.size, self.descriptor = size, descriptor
+        none, whole = ctypes.c_uint64(0), ctypes.c_size_t(size)
+        self._call("cuMemAddressReserve", ctypes.byref(address), whole, ctypes.c_size_t(0), none, none)
+        self._call("cuMemMap", address, whole, ctypes.c_size_t(0), handle, none)
+        access = self.Access(location=self._location(), flags=self.READ_WRITE)
+        self._call("cuMemSetAccess", address, whole, ctypes.byref(access), ctypes.c_size_t(1))
+        self._call("cuMemRelease", handle)  # the mapping keeps the memory
+        self.address = int(address.value)
+
+    def _location(self) -> DeviceMemory.Location:
+        return self.Location(type=self.ON_DEVICE, id=self._index)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._driver, name)(*arguments)
+        if code:
+            raise RuntimeError(f"{name} failed with CUDA error {code}")
+
+    def tensor(self, shape: Sequence[int]) -> torch.Tensor:
+        """The memory's beginning as float32; it lives as long as the process."""
+        import torch
+
+        described = {"shape": tuple(shape), "typestr": "<f4", "data": (self.address, False), "version": 3}
+
+        class Array:
+            __cuda_array_interface__: ClassVar = described
+
+        return torch.as_tensor(Array(), device=f"cuda:{self._index}")
 
 
 @contextlib.contextmanager
@@ -382,12 +535,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write the model's state as safetensors, by rename. Tensors that share memory are written one by one."""
-    from safetensors.torch import save_file
-
-    state = _unwrapped(model).state_dict()
+    """Write the model's state as safetensors, by rename."""
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}, part)
+    part.write_bytes(_weights_of(model))
     part.replace(path)
 
 
@@ -430,6 +580,19 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         parts = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
         nats = [torch.nn.functional.cross_entropy(part[:, :VOCAB_SIZE].float(), right, reduction="none") for part, right in parts]
         return torch.cat(nats).clamp_(min=0).view(targets.shape)
+
+
+def token_losses_on_host(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The same for float32 logits (N, V) and targets (N,) in the host's memory, without torch, whose import takes seconds."""
+    losses = np.empty(len(targets), np.float32)
+    at_once = max(1, 2**15 // logits.shape[1])  # 128 KB stay in a core's cache
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite logits give a loss that is not finite, and that is told
+        for at in range(0, len(targets), at_once):
+            part, right = logits[at : at + at_once], targets[at : at + at_once]
+            top = part.max(axis=1)
+            total = np.exp(part - top[:, None]).sum(axis=1)
+            losses[at : at + at_once] = np.log(total) - (part[np.arange(len(right)), right] - top)
+    return np.maximum(losses, 0)
 
 
 def _check_logits(shape: Sequence[int], tokens: Sequence[int]) -> None:

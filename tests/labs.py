@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, git, make_lab, toy
+from conftest import ROOT, fewer_tokens, git, make_lab, toy, unboxed
 
 from autoresearch import cli as commands
 from autoresearch import hardware, session
+from autoresearch.experiment import referee, refereeing
 from autoresearch.lab import data_fingerprint
 
 PATIENCE = 60.0  # seconds for an event that takes well under one
@@ -36,6 +39,7 @@ def template(folder: Path, cache: Path) -> Path:
     setup = (*AUTORESEARCH, "setup", "--tag", "test", "--time-budget", "1")
     done = subprocess.run(setup, cwd=lab, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+    fewer_tokens(lab)
     return lab
 
 
@@ -120,14 +124,58 @@ def forked(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os.chdir(lab)
             session.data_fingerprint, hardware.probe = lambda *_, **__: data, lambda: machine
+            refereeing.start = forked_referee
             rigged()
-            code = commands.main(list(arguments))
+            code = commands.main(list(unboxed(arguments)))
             sys.stdout.flush()
             os._exit(code)
         finally:
             os._exit(99)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+class ForkedReferee:
+    """A referee in a fork of this process, as `subprocess.Popen` has it: numpy is imported already."""
+
+    def __init__(self, spec: Mapping[str, Any], log: Any) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                for stream in (1, 2):
+                    os.dup2(log.fileno(), stream)
+                for each in [
+                    int(path.name) for path in Path("/proc/self/fd").iterdir()
+                ]:  # the candidate's end of the socket among them
+                    if each > 2 and each != spec["socket"]:
+                        with contextlib.suppress(OSError):
+                            os.close(each)
+                sys.argv = ["referee", json.dumps(spec)]
+                os._exit(referee.main())
+            except BaseException:
+                traceback.print_exc(file=os.fdopen(2, "w", closefd=False))
+            finally:
+                os._exit(1)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        wait_for(lambda: self.poll() is not None, "the referee lives")
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def forked_referee(spec: Mapping[str, Any], log: Any, mark: str) -> ForkedReferee:
+    return ForkedReferee(spec, log)
 
 
 # -- loops in the background -----------------------------------------------------------------------------------------
@@ -145,7 +193,7 @@ class Background:
 
     def __init__(self, lab: Path, *arguments: str, env: Mapping[str, str], log: Path, before: str = "") -> None:
         self.log = log
-        command = ("sh", "-c", f'{before} exec "$@"', "sh", *AUTORESEARCH, *arguments)
+        command = ("sh", "-c", f'{before} exec "$@"', "sh", *AUTORESEARCH, *unboxed(arguments))
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=lab, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from conftest import Cli, bpb
 
 from autoresearch.brief import Facts, curve, thinned, write
 from autoresearch.journal import CRASHED, SCORED, SETTLED, Experiment, RunResult
@@ -218,4 +218,4 @@ def test_the_brief_of_a_real_loop_reaches_the_researcher_on_stdin_and_as_a_file(
     assert cli("loop", "--max", "1", "--researcher", str(agent)).returncode == 0
     said = (tmp_path / "stdin").read_text()
     assert said == (tmp_path / "file").read_text() == (ready_lab / ".autoresearch" / "runs" / "2" / "brief.md").read_text()
-    assert "Find the lowest point of the bowl." in said and "Experiment 1: val_bpb 1.080000" in said
+    assert "Find the lowest point of the bowl." in said and f"Experiment 1: val_bpb {bpb()}" in said

@@ -15,6 +15,7 @@ from autoresearch.judge import judge
 from autoresearch.literals import code_key
 
 BASE = toy()
+NOISE = base64.b64encode(random.Random(0).randbytes(MAX_COMPRESSED + 3000)).decode()
 
 
 def test_a_new_idea_passes_and_its_key_is_told() -> None:
@@ -56,8 +57,7 @@ def test_nesting_without_end_is_refused_where_it_is_too_much_and_kills_nobody(so
 
 
 def test_a_file_with_more_than_ideas_in_it_is_refused() -> None:
-    noise = base64.b64encode(random.Random(0).randbytes(MAX_COMPRESSED + 3000)).decode()
-    lines = "\n".join(f"# {noise[at : at + 80]}" for at in range(0, len(noise), 80))
+    lines = "\n".join(f"# {NOISE[at : at + 80]}" for at in range(0, len(NOISE), 80))
     with pytest.raises(Refused, match=rf"{MAX_COMPRESSED} are allowed"):
         check(toy(LR=0.2) + lines, BASE, [])
 
@@ -74,12 +74,30 @@ def test_a_file_with_more_than_ideas_in_it_is_refused() -> None:
         "def f():\n    return " + repr("x" * 1025),
         "print(f'{1}" + "x" * 1025 + "')",
         "TABLE = 'x' " + " ".join(repr("y" * 100) for _ in range(11)),
+        f'TABLE = 1\n"""{NOISE[:1500]}"""',
     ],
-    ids=["text", "bytes", "list", "nested", "dict", "number", "inside", "f-string", "joined"],
+    ids=["text", "bytes", "list", "nested", "dict", "number", "inside", "f-string", "joined", "docstring"],
 )
 def test_a_literal_that_holds_data_is_refused_with_its_line(data: str) -> None:
     with pytest.raises(Refused, match=r"line \d+: a literal with \d+"):
         check(BASE + "\n" + data + "\n", BASE, [])
+
+
+def test_comments_that_hold_data_are_refused_with_their_line() -> None:
+    lines = "\n".join(f"# {NOISE[at : at + 80]}" for at in range(0, 1500, 80))
+    first = BASE.count("\n") + 1
+    with pytest.raises(Refused, match=rf"line {first}: comments of \d+ bytes"):
+        check(toy(LR=0.2) + lines, BASE, [])
+    spread = "\n".join(f"x = 1  # {NOISE[at : at + 80]}" for at in range(0, 1500, 80))
+    assert check(toy(LR=0.2) + spread, BASE, [])  # a remark on each line is no block
+
+
+@pytest.mark.parametrize("form", ["x = 1  # {}", "x = '{}'", "x = 0x{}"])
+def test_data_in_many_small_pieces_is_refused_too(form: str) -> None:
+    noise = random.Random(1).randbytes(12_000).hex()
+    pieces = "\n".join(form.format(noise[at : at + 200]) for at in range(0, len(noise), 200))
+    with pytest.raises(Refused, match=r"\d+ bytes, compressed, in its literals and comments"):
+        check(toy(LR=0.2) + pieces, BASE, [])
 
 
 @pytest.mark.parametrize(

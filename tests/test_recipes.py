@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import environment_of, git, make_lab, run_cli
+from conftest import bpb, environment_of, fewer_tokens, git, make_lab, run_cli, scored, subject
 
 # What the researcher tries, one proposal a line: an edit of train.py and what it says.
 IDEAS = """\
@@ -35,6 +35,8 @@ def session(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     (folder / "ideas").write_text(IDEAS)
     (folder / "agent.sh").write_text(AGENT)
     (folder / "agent.sh").chmod(0o755)
+    assert run_cli("setup", "--tag", "night", cwd=lab, env=environment).returncode == 0
+    fewer_tokens(lab)
     done = run_cli("loop", "--max", "4", "--tag", "night", "--researcher", str(folder / "agent.sh"), cwd=lab, env=environment)
     assert done.returncode == 0, done.stderr
     return lab, environment
@@ -61,12 +63,12 @@ HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
 def test_tail_shows_the_whole_table(shell: Shell) -> None:
     header, *rows = shell("tail -20 results.tsv")
     assert header == HEAD
-    assert [row.split("\t")[1:] for row in rows] == [
-        ["1.080000", "4.0", "keep", "baseline"],
-        ["1.050000", "4.0", "keep", "LR 0.1->0.2"],
-        ["1.102500", "4.0", "discard", "grouped attention (GQA) with 2 heads"],
-        ["crash", "—", "crash", "MLA: sequence length 4096"],
-        ["1.020000", "5.0", "keep", "one more block"],
+    assert [[cells[1], *cells[3:]] for cells in (row.split("\t") for row in rows)] == [
+        [bpb(), "keep", "baseline"],
+        [bpb(LR=0.2), "keep", "LR 0.1->0.2"],
+        [bpb(LR=0.05), "discard", "grouped attention (GQA) with 2 heads"],
+        ["crash", "crash", "MLA: sequence length 4096"],
+        [bpb(LR=0.2, DEPTH=5), "keep", "one more block"],
     ]
     assert all(len(row.split("\t")[0]) == 7 for row in rows)
 
@@ -83,20 +85,20 @@ def test_awk_sort_uniq_counts_kept_discarded_and_crashed(shell: Shell) -> None:
 def test_sort_by_score_puts_header_and_crashes_first_as_the_docs_say(shell: Shell) -> None:
     lines = shell(r"sort -t$'\t' -k2 -n results.tsv | head -5")
     assert {line.split("\t")[1] for line in lines[:2]} == {"val_bpb", "crash"}
-    assert [line.split("\t")[1] for line in lines[2:]] == ["1.020000", "1.050000", "1.080000"]
+    assert [line.split("\t")[1] for line in lines[2:]] == [bpb(LR=0.2, DEPTH=5), bpb(LR=0.2), bpb()]
 
 
 def test_with_the_filter_the_best_comes_first(shell: Shell) -> None:
     lines = shell(r"awk -F'\t' '$2+0 > 0' results.tsv | LC_ALL=C sort -t$'\t' -k2 -n | head -5")
-    assert [line.split("\t")[1] for line in lines] == ["1.020000", "1.050000", "1.080000", "1.102500"]
+    assert [line.split("\t")[1] for line in lines] == [bpb(LR=0.2, DEPTH=5), bpb(LR=0.2), bpb(), bpb(LR=0.05)]
 
 
 def test_git_log_shows_the_scores_of_the_kept_commits(shell: Shell) -> None:
     lines = shell("git log --oneline -5")
     assert [line.partition(" ")[2] for line in lines] == [
-        "val_bpb 1.020000 (-0.030000): one more block",
-        "val_bpb 1.050000 (-0.030000): LR 0.1->0.2",
-        "val_bpb 1.080000: baseline",
+        subject(scored(LR=0.2, DEPTH=5), scored(LR=0.2), "one more block"),
+        subject(scored(LR=0.2), scored(), "LR 0.1->0.2"),
+        f"val_bpb {bpb()}: baseline",
         "setup: cpu profile",
         "a lab",
     ]
@@ -115,7 +117,7 @@ def test_any_row_can_be_looked_at_by_its_hash(shell: Shell) -> None:
 
 def test_grep_finds_the_two_figures_in_the_log_of_the_last_run(shell: Shell) -> None:
     lines = shell(r'grep "^val_bpb:\|^peak_vram_mb:" run.log')
-    assert [line.split() for line in lines] == [["val_bpb:", "1.020000"], ["peak_vram_mb:", "5120.0"]]
+    assert [line.split() for line in lines] == [["val_bpb:", bpb(LR=0.2, DEPTH=5)], ["peak_vram_mb:", "5120.0"]]
 
 
 def test_grep_finds_the_two_figures_in_a_log_made_by_hand(shell: Shell) -> None:
@@ -132,7 +134,7 @@ def test_grep_finds_experiments_by_category_whatever_became_of_them(shell: Shell
 
 def test_awk_and_sort_list_the_improvements_best_first(shell: Shell) -> None:
     lines = shell(r"""awk -F'\t' '$4=="keep"' results.tsv | sort -t$'\t' -k2 -n""")
-    assert [line.split("\t")[1] for line in lines] == ["1.020000", "1.050000", "1.080000"]
+    assert [line.split("\t")[1] for line in lines] == [bpb(LR=0.2, DEPTH=5), bpb(LR=0.2), bpb()]
 
 
 def test_the_session_left_main_and_the_tree_alone(session: tuple[Path, Mapping[str, str]]) -> None:

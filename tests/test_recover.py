@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from conftest import Cli, git, make_lab, toy
+from conftest import Cli, bpb, git, make_lab, toy
 from labs import (
     AUTORESEARCH,
     Background,
@@ -38,8 +38,14 @@ from autoresearch import loop, results, session
 from autoresearch.journal import Experiment, Journal
 from autoresearch.ratchet import Ratchet
 
-BASELINE, BETTER, WORSE = ("1.080000", "keep", "baseline"), ("1.050000", "keep", "LR 0.2"), ("1.102500", "discard", "LR 0.05")
+# The literals of a train.py that was scored, or "crash"; status; description.
+Row = tuple[dict[str, float] | str, str, str]
+BASELINE, BETTER, WORSE = ({}, "keep", "baseline"), ({"LR": 0.2}, "keep", "LR 0.2"), ({"LR": 0.05}, "discard", "LR 0.05")
 CRASHED = ("crash", "crash", 'MODE "crash"')
+
+
+def as_told(row: Row) -> tuple[str, str, str]:
+    return (row[0] if isinstance(row[0], str) else bpb(**row[0]), *row[1:])
 
 
 def researcher(folder: Path, first: str = setting("LR", 0.2), then: str = setting("LR", 0.05)) -> str:
@@ -170,10 +176,10 @@ def in_journal(part: float) -> Callable[[], None]:
 # -- what must hold afterwards ---------------------------------------------------------------------------------------
 
 
-def check(lab: Path, *expected: tuple[str, str, str]) -> None:
+def check(lab: Path, *expected: Row) -> None:
     """Rows, journal, references, branch, working tree, processes and lock are as if nothing had happened."""
     table, settled = rows(lab), journal(lab)
-    assert [(row[1], row[3], row[4]) for row in table] == list(expected)
+    assert [(row[1], row[3], row[4]) for row in table] == [as_told(row) for row in expected]
     assert [row[0] for row in table] == [done["commit"][:7] for done in settled]
     numbers = [done["n"] for done in settled]
     assert numbers == sorted(set(numbers))
@@ -284,11 +290,11 @@ def test_a_run_that_is_left_alive_is_killed_and_repeated(
     held.wait()
     loop.send(signal.SIGKILL)
     assert loop.end() == -signal.SIGKILL
-    assert len(processes_of(lab)) == 2
+    assert len(processes_of(lab)) == 3, "the run, its child and its referee"
     held.let_go()
     done = cli(*options)
     assert done.returncode == 0, done.stderr
-    check(lab, BASELINE, ("1.050000", "keep", "held"), WORSE)
+    check(lab, BASELINE, ({"LR": 0.2}, "keep", "held"), WORSE)
 
 
 def test_a_run_by_hand_that_is_left_alive_is_killed_by_the_next_start(
@@ -300,7 +306,7 @@ def test_a_run_by_hand_that_is_left_alive_is_killed_by_the_next_start(
     held.wait()
     run.send(signal.SIGKILL)
     run.end()
-    assert len(processes_of(lab)) == 1
+    assert len(processes_of(lab)) == 2, "the run and its referee"
     git(lab, "checkout", "train.py")
     finished(lab, "loop", "--max", "1", "--researcher", researcher(tmp_path))
     check(lab, BASELINE, BETTER)
@@ -329,7 +335,7 @@ def test_a_torn_line_of_the_journal_is_written_again(lab: Path, tmp_path: Path, 
     finished(lab, *options)
     read = [Experiment.from_json(line) for line in path.read_bytes().splitlines()]
     assert [done.n for done in read if done] == [1, 2, 3]
-    assert [(row[1], row[3], row[4]) for row in rows(lab)] == [BASELINE, BETTER, WORSE]
+    assert [(row[1], row[3], row[4]) for row in rows(lab)] == [as_told(row) for row in (BASELINE, BETTER, WORSE)]
 
 
 # -- before the loop -------------------------------------------------------------------------------------------------
@@ -363,7 +369,7 @@ def test_a_change_of_tables_that_is_killed_in_the_middle_loses_no_row(lab: Path,
     finished(lab, *options)
     (aside,) = lab.glob("results-*.tsv")
     assert rows(lab, aside.name) == second
-    assert [row[1] for row in rows(lab)] == ["1.080000", "1.050000", "1.042500"]
+    assert [row[1] for row in rows(lab)] == [bpb(), bpb(LR=0.2), bpb(LR=0.25)]
 
 
 @pytest.mark.parametrize(

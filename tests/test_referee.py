@@ -61,7 +61,7 @@ class Candidate:
         return self.channel.receive()
 
     def hello(self) -> None:
-        assert self.ask("hello", version=1)[0]["seed"] == 7
+        assert self.ask("hello", version=2)[0]["seed"] == 7
 
     def start(self) -> None:
         answer, files = self.ask("start")
@@ -117,6 +117,7 @@ def game(prepare: ModuleType, tmp_path: Path) -> Game:
             seed=7,
             budget=budget,
             startup_allowance=allowance,
+            losses=str(tmp_path / "losses.npy"),
         )
         judge = referee.Referee(spec, prepare)
         q = probes.frequencies(prepare.load_rows("train")[:2000], V)
@@ -133,7 +134,7 @@ def game(prepare: ModuleType, tmp_path: Path) -> Game:
         except referee.Foul as foul:
             outcome = foul
         finally:
-            judge.channel.socket.close()
+            judge.match.channel.socket.close()
         thread.join(20)
         return outcome, candidate
 
@@ -314,7 +315,7 @@ def test_logits_that_depend_on_what_was_shown_before_are_found(game):
         (lambda c: c.channel.socket.sendall(b"no json\n"), "spoke no protocol"),
         (lambda c: c.channel.socket.sendall(b"[1]\n"), "spoke no protocol"),
         (lambda c: c.channel.socket.sendall(b"x" * 200_000), "spoke no protocol"),
-        (lambda c: (c.hello(), c.start(), c.evaluate(batch_rows=32)), "at most"),
+        (lambda c: (c.hello(), c.start(), c.evaluate(batch_rows=10**6)), "at most"),
         (lambda c: (c.hello(), c.start(), c.ask("evaluate", batch_rows=4)), "a file of weights"),
         (lambda c: (c.hello(), c.start(), c.ask("evaluate", (os.memfd_create("w"),), batch_rows=True)), "whole number"),
     ],

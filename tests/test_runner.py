@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import CONSTANTS, Cli, git, toy
+from conftest import CONSTANTS, Cli, bpb, git, scored, subject, toy
 from labs import Background, Held, copy_of, dies, journal, processes_of, rows, state, statuses, template, tip
 
 from autoresearch.errors import Interrupted, NotReady
@@ -186,9 +186,12 @@ def test_where_processes_do_not_show_their_environment_the_left_over_run_is_foun
 def test_run_prints_the_two_figures_and_leaves_its_log_in_the_lab(lab: Path, cli: Cli) -> None:
     before = tip(lab)
     done = cli("run")
-    assert (done.returncode, done.stdout) == (0, "val_bpb: 1.080000\npeak_vram_mb: 4096.0\n")
+    assert done.returncode == 0, done.stderr
+    score, memory = done.stdout.splitlines()
+    assert score == f"val_bpb: {bpb()}"
+    assert 10 < float(memory.removeprefix("peak_vram_mb: ")) < 1000, "seen from outside, not the 4096 that it claims"
     grep = subprocess.run(["grep", r"^val_bpb:\|^peak_vram_mb:", "run.log"], cwd=lab, capture_output=True, text=True)
-    assert grep.stdout == "val_bpb:          1.080000\npeak_vram_mb:     4096.0\n"
+    assert grep.stdout == f"val_bpb:          {bpb()}\npeak_vram_mb:     4096.0\n"
     assert tip(lab) == before
     assert git(lab, "status", "--porcelain") == ""
     assert not (lab / "results.tsv").exists()
@@ -241,10 +244,10 @@ def test_record_is_a_whole_turn_and_the_first_one_begins_with_the_baseline(lab: 
     done = cli("run", "--record", "a higher\trate,\nas in the\x1b[31m paper")
     assert done.returncode == 0, done.stderr
     row = done.stdout.rstrip("\n").split("\t")
-    assert row[1:] == ["1.050000", "4.0", "keep", "a higher rate, as in the paper"]
+    assert [row[1], *row[3:]] == [bpb(LR=0.2), "keep", "a higher rate, as in the paper"]
     assert [each[3:] for each in rows(lab)] == [("keep", "baseline"), ("keep", "a higher rate, as in the paper")]
     assert tip(lab).startswith(row[0])
-    assert git(lab, "log", "-1", "--format=%s") == "val_bpb 1.050000 (-0.030000): a higher rate, as in the paper"
+    assert git(lab, "log", "-1", "--format=%s") == subject(scored(LR=0.2), scored(), "a higher rate, as in the paper")
     assert (lab / "train.py").read_text() == toy(LR=0.2)
     assert git(lab, "status", "--porcelain") == "?? notes.txt"
     assert git(lab, "show", "refs/autoresearch/test/results:results.tsv") == (lab / "results.tsv").read_text().rstrip("\n")

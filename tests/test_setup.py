@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Cli, git, toy
+from conftest import Cli, bpb, git, toy
 from labs import agent, picture, rows, setting, tip
 
 from autoresearch.literals import values
@@ -139,7 +139,7 @@ def test_a_branch_that_was_deleted_between_sessions_is_fitted_anew(lab: Path, tm
     done = cli(*loop)
     assert done.returncode == 0, done.stderr
     assert constants(lab)["TIME_BUDGET"] == 30
-    assert [row[1] for row in rows(lab)] == ["1.080000", "1.050000", "1.080000", "1.042500"]
+    assert [row[1] for row in rows(lab)] == [bpb(rows=512), bpb(LR=0.2, rows=512), bpb(rows=512), bpb(LR=0.25, rows=512)]
     assert [git(lab, "show", f"refs/autoresearch/test/{n}:train.py") for n in (2, 4)] == [
         toy(LR=0.2).rstrip("\n"),
         toy(LR=0.25).rstrip("\n"),

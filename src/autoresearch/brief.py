@@ -33,6 +33,8 @@ MAX_LOG = 2**20  # bytes of a run's log that are read for its loss, from the end
 RULES = f"""\
 - Change train.py alone. One idea at a time, so that its gain can be told.
 - Your train.py must call prepare.open_run, start, evaluate_bpb and summary as it does now; data, clock and score are theirs.
+- A model is what its state_dict is: a run that would be kept is started again from it and must give the same losses on rows cut
+  anywhere. Logits that depend on later tokens or on other rows of the batch, and state outside of it, are refused.
 - No new packages, no network, no reading or writing of other files.
 - A run that needs more memory than the machine has, or fails, is a crash; a score that is not lower is taken back.
 - You don't run the training and you don't use git: the harness does both after you have finished.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from autoresearch import report, results
 from autoresearch.errors import Interrupted, NotReady, WrongCall
-from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab, held_out_files
+from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab
 
 if TYPE_CHECKING:
     from autoresearch.experiment.refereeing import Conditions
@@ -61,7 +61,7 @@ def command_check(arguments: argparse.Namespace) -> int:
     found = hardware.probe()
     ready, problems = hardware.readiness(found)
     facts = hardware.report(found, profile_for(found).name, ready, problems)
-    level, reason = sandbox.best()
+    level, reason = sandbox.best(found.device == "cuda")
     facts |= {"sandbox": level, "sandbox_problem": reason or None, "researchers": readiness()}
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -91,8 +91,6 @@ def command_run(arguments: argparse.Namespace) -> int:
 
     if arguments.record is not None and not arguments.record.strip():
         raise WrongCall("--record needs a text: what you tried, in one line")
-    if arguments.record is not None and arguments.referee:
-        raise WrongCall("--referee and --record don't go together yet: a recorded turn is self-reported")
     lab = lab_here()
     source = lab.train_source()
     with Journal(lab).lock():
@@ -104,6 +102,8 @@ def command_run(arguments: argparse.Namespace) -> int:
 def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """One run of the working tree's train.py; nothing is logged or committed."""
     from autoresearch.experiment import runner
+    from autoresearch.experiment.caches import adopt
+    from autoresearch.experiment.refereeing import CACHES
     from autoresearch.journal import SCORED, TIMED_OUT, Journal
     from autoresearch.lab import copy_helpers, data_fingerprint
     from autoresearch.view import View
@@ -122,7 +122,7 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
         budget=float(lab.constants()["TIME_BUDGET"]),
         caches=journal.root / "caches",
         allowance=arguments.allowance,
-        refereed=_conditions(journal.by_hand, helpers, lab) if arguments.referee else None,
+        refereed=_conditions(lab, helpers, journal.by_hand, arguments.sandbox),
     )
     try:
         with view.run("train.py", plan.budget):
@@ -133,32 +133,29 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     if result.outcome == SCORED:
         print(f"val_bpb: {result.val_bpb:.6f}")
         print(f"peak_vram_mb: {result.memory_mb or 0:.1f}")
-        whose = "measured by the referee" if arguments.referee else "self-reported by train.py"
-        say(f"{whose}; the whole output is in {lab.log}")
+        adopt(plan.folder / CACHES, plan.caches)
+        say(f"measured by the referee, sandbox {result.sandbox}; the whole output is in {lab.log}")
         return 0
     say(f"{result.outcome} ({result.crash_class}): {result.detail}; the whole output is in {lab.log}")
     return TIMEOUT if result.outcome == TIMED_OUT else CRASH
 
 
-def _conditions(folder: Path, helpers: Path, lab: Lab) -> "Conditions":
-    """A box and a referee for one run. Raises NotReady where they can't be had."""
+def _conditions(lab: Lab, helpers: Path, folder: Path, asked: str | None) -> "Conditions":
     from autoresearch import hardware
     from autoresearch.experiment import sandbox
-    from autoresearch.experiment.refereeing import Conditions
+    from autoresearch.experiment.refereeing import Conditions, gpu_of, hidden_files
     from autoresearch.experiment.runner import DEFAULT_SEED
 
-    if (device := hardware.probe().device) != "cpu":
-        raise NotReady(f"--referee: works on CPUs only so far, this machine trains on {device}: run without it")
-    level, reason = sandbox.best()
-    if level == sandbox.NONE:
-        raise NotReady(f"--referee: no sandbox on this machine: {reason}")
-    if reason:
-        say(f"sandbox: {level} ({reason})")
-    return Conditions(level, helpers, folder, DEFAULT_SEED, float(lab.constants()["TIME_BUDGET"]), held_out_files(helpers))
+    gpu = gpu_of(hardware.probe())
+    level = sandbox.choose(asked, False, say, gpu is not None)
+    budget = float(lab.constants()["TIME_BUDGET"])
+    hidden = hidden_files(helpers) if level != sandbox.NONE else ()
+    return Conditions(level, helpers, folder, DEFAULT_SEED, budget, hidden, gpu)
 
 
 def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
+    from autoresearch.experiment import sandbox
     from autoresearch.journal import TIMED_OUT
     from autoresearch.loop import Loop, Stop, row_of
     from autoresearch.researchers.team import Team
@@ -166,7 +163,8 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
-    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance)
+    level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
+    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level)
     done = loop.record(source, arguments.record)
     if done is None:
         say("train.py is unchanged: this was the baseline; change train.py and record again")
@@ -177,6 +175,7 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 
 
 def command_loop(arguments: argparse.Namespace) -> int:
+    from autoresearch.experiment import sandbox
     from autoresearch.journal import Journal
     from autoresearch.ledger import Limits
     from autoresearch.loop import Loop, Stop
@@ -196,10 +195,11 @@ def command_loop(arguments: argparse.Namespace) -> int:
         session = _open_session(lab, arguments, view)
         stop = Stop(view)
         say(_estimate(session, arguments.max))
+        level = sandbox.choose(arguments.sandbox, researchers.name == "search", say, session.machine.device == "cuda")
         if researchers.name == "search":
             say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
-            Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead).run(arguments.max)
+            Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead, sandbox=level).run(arguments.max)
         finally:
             _end(session)
     return STOPPED if stop.now else 0
@@ -329,6 +329,33 @@ def _detach(lab: Lab) -> int:
     return code
 
 
+def command_audit(arguments: argparse.Namespace) -> int:
+    """Start a kept experiment's train.py again with its weights and compare its losses with the scored ones."""
+    from autoresearch.experiment import sandbox
+    from autoresearch.experiment.audit import audit
+    from autoresearch.journal import Journal
+    from autoresearch.loop import Loop, Stop
+    from autoresearch.researchers.team import Team
+    from autoresearch.view import View
+
+    view, lab = View(), lab_here()
+    with Journal(lab).lock():
+        session = _open_session(lab, arguments, view)
+        level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
+        wanted = arguments.commit
+        named = {done.n: str(done.n) if wanted.isdigit() and len(wanted) < 7 else done.commit or "" for done in session.history()}
+        found = [done for done in session.history() if wanted and named[done.n].startswith(wanted)]
+        found = [done for done in found if named[done.n] == wanted] or found
+        if len(found) != 1:
+            raise WrongCall(f"audit {wanted}: {len(found)} experiments of these conditions fit: give a commit of results.tsv")
+        stop = Stop(view)
+        plan = Loop(session, Team(()), view, stop, arguments.allowance, sandbox=level).plan(found[0])
+        report = audit(plan, lambda: stop.now)
+    print(json.dumps(report.as_dict() | {"passed": not report.reason}))
+    say(report.reason or f"experiment {found[0].n} gives its losses again from its weights alone")
+    return CRASH if report.reason else 0
+
+
 def command_results(arguments: argparse.Namespace) -> int:
     from autoresearch.journal import Journal
 
@@ -412,9 +439,7 @@ def parser() -> Parser:
 
     run = commands.add_parser("run", help="run train.py once")
     run.add_argument("--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried")
-    run.add_argument(
-        "--referee", action="store_true", help="clock, data and score in a process of their own, train.py in a sandbox (CPU only)"
-    )
+    _sandbox(run)
     _tag(run)
     _allowance(run)
     run.set_defaults(call=command_run)
@@ -430,9 +455,17 @@ def parser() -> Parser:
     loop.add_argument("--desc", metavar="TEXT", help="a title for the session")
     _researcher(loop)
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
+    _sandbox(loop)
     _tag(loop)
     _allowance(loop)
     loop.set_defaults(call=command_loop)
+
+    audit = commands.add_parser("audit", help="make a kept experiment give its losses again: exit code 0 it does, 1 it doesn't")
+    audit.add_argument("commit", metavar="COMMIT", help="the experiment's commit, as in results.tsv, or its number")
+    _sandbox(audit)
+    _tag(audit)
+    _allowance(audit)
+    audit.set_defaults(call=command_audit)
 
     show = commands.add_parser("results", help="report on results.tsv")
     show.add_argument("--top", type=int, default=10, metavar="N", help="how many of the best to list (default 10)")
@@ -483,6 +516,14 @@ def _tag(command: argparse.ArgumentParser) -> None:
         "--tag",
         metavar="NAME",
         help="work on the branch autoresearch/NAME (default: the current one, else today's date)",
+    )
+
+
+def _sandbox(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sandbox",
+        choices=("bubblewrap", "landlock", "none"),
+        help="the box that train.py and a command researcher run in (default: the best that this machine has)",
     )
 
 

@@ -60,6 +60,8 @@ class Hardware:
     git_version: str | None
     git_ok: bool
     platform: str
+    gpu_index: int = 0  # of the first visible GPU, as the driver counts
+    gpu_uuid: str = ""
 
 
 # --- asking the machine -----------------------------------------------------------------------------------------------
@@ -100,6 +102,8 @@ def probe(env: Mapping[str, str] | None = None, home: Path | None = None) -> Har
         git_version=git_version,
         git_ok=git_version is not None,
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        gpu_index=gpu.index,
+        gpu_uuid=gpu.uuid,
     )
 
 
@@ -188,6 +192,8 @@ class _Gpu:
     cuda_version: str | None = None
     compute_capability: str | None = None
     error: str | None = None
+    index: int = 0
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,8 @@ def _probe_gpu(env: Mapping[str, str]) -> _Gpu:
         driver_version=first.driver_version,
         cuda_version=_parse_cuda(header_text),
         compute_capability=first.compute_capability,
+        index=first.index,
+        uuid=first.uuid,
     )
 
 

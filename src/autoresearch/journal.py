@@ -41,7 +41,7 @@ class RunResult:
 
     outcome: str  # scored, crash or timeout
     val_bpb: float | None = None
-    memory_mb: float | None = None
+    memory_mb: float | None = None  # seen from outside where the run was refereed
     training_seconds: float | None = None
     startup_seconds: float | None = None  # from train.py's first import to the clock's start
     evaluation_seconds: float | None = None
@@ -51,8 +51,14 @@ class RunResult:
     total_tokens_m: float | None = None
     num_params_m: float | None = None
     mfu_percent: float | None = None
-    crash_class: str = ""  # oom, non-finite, shape, syntax, timeout, no-score, error
+    crash_class: str = ""  # oom, non-finite, shape, syntax, timeout, overtime, no-score, foul, audit, error
     detail: str = ""  # the error's last line, cleaned and bounded; a candidate wrote it
+    refereed: bool = False  # clock, data and score were the referee's; else train.py's own word
+    sandbox: str = ""  # the level of the box that it ran in
+    seed: int | None = None
+    attention: str = ""  # the path that train.py said it took
+    transport: str = ""  # how the logits came to the referee
+    vault_bpb: float | None = None  # of held-out rows that no score in results.tsv is made of
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Experiment:
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float | None = 0.0  # None: nobody knows the price
+    audit: dict[str, Any] | None = None  # what the audit of a would-be keep measured
     overhead_seconds: float = 0.0  # the harness's own part: git, files, parsing
     settled: str = ""
 

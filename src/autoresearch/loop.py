@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from autoresearch.ahead import Ahead
 from autoresearch.check import Refused, check
 from autoresearch.desk import Answered, Desk
 from autoresearch.errors import Enough, Interrupted, NotReady
-from autoresearch.experiment import runner
+from autoresearch.experiment import audit, caches, refereeing, runner
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -79,10 +80,13 @@ class Loop:
         allowance: float = runner.ALLOWANCE,
         limits: Limits | None = None,
         ahead: bool = True,
+        *,
+        sandbox: str,
     ) -> None:
         self.session, self.team, self.view, self.stop = session, team, view, stop
-        self.allowance = allowance
+        self.allowance, self.sandbox = allowance, sandbox
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
+        self.caches = self.journal.root / "caches"
         ledger, limits = Ledger(self.journal.root), limits or Limits(time.monotonic())
         self.desk = Desk(team, ledger, session.record.tag, limits, view.say, lambda: stop.asked)
         self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
@@ -266,6 +270,7 @@ class Loop:
             step, began = steps[experiment.stage], time.monotonic()
             experiment = step(experiment)
             ran = experiment.result.wall_seconds if step == self.measure and experiment.result else 0.0
+            ran += experiment.audit["seconds"] if step == self.judge and experiment.audit else 0.0
             overhead = experiment.overhead_seconds + time.monotonic() - began - ran
             experiment = self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
         self.view.settled(experiment)
@@ -298,15 +303,7 @@ class Loop:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
             return self.journal.save(experiment, stage=MEASURED, result=result)
-        plan = runner.RunPlan(
-            source=source,
-            helpers=self.session.helpers,
-            folder=self.journal.folder(experiment.n),
-            budget=float(self.session.constants["TIME_BUDGET"]),
-            caches=self.journal.root / "caches",
-            seed=experiment.seed,
-            allowance=self.allowance,
-        )
+        plan = self.plan(experiment)
         title = f"#{experiment.n} {experiment.description}"
         with self.view.run(title, plan.budget):
             result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
@@ -316,6 +313,19 @@ class Loop:
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment, stage=MEASURED, result=result)
+
+    def plan(self, experiment: Experiment) -> runner.RunPlan:
+        folder = self.journal.folder(experiment.n)
+        return runner.RunPlan(
+            source=self.source_of(experiment),
+            helpers=self.session.helpers,
+            folder=folder,
+            budget=float(self.session.constants["TIME_BUDGET"]),
+            caches=self.caches,
+            seed=experiment.seed,
+            allowance=self.allowance,
+            refereed=self.session.conditions(folder, self.sandbox, experiment.seed),
+        )
 
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
         """No night begins on a train.py that doesn't run."""
@@ -339,6 +349,9 @@ class Loop:
                 results.DISCARD,
                 f"{description} (better, but train.py was committed by hand meanwhile)",
             )
+        if status == KEEP and not experiment.baseline:  # the baseline is its owner's own train.py
+            experiment = self.audit(experiment)
+            status = judge(experiment.val_bpb, before)
         if status == KEEP:
             change = "" if before is None else f" ({(experiment.val_bpb or 0.0) - before:+.6f})"
             subject = f"val_bpb {experiment.val_bpb:.6f}{change}: {description}"
@@ -350,6 +363,16 @@ class Loop:
             "description": description,
         }
         return self.journal.save(experiment, stage=JUDGED, **changes)
+
+    def audit(self, experiment: Experiment) -> Experiment:
+        """A would-be keep must give its losses again, or it crashed."""
+        self.view.say(f"#{experiment.n} would be kept: audit")
+        report = audit.audit(self.plan(experiment), lambda: self.stop.now)
+        experiment = replace(experiment, audit=report.as_dict())
+        if not report.reason:
+            return experiment
+        result = replace(experiment.result or RunResult(CRASHED), outcome=CRASHED, val_bpb=None)
+        return replace(experiment, result=replace(result, crash_class="audit", detail=report.reason))
 
     def branch_tip(self, experiment: Experiment) -> str:
         return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent
@@ -366,13 +389,15 @@ class Loop:
     def settle(self, experiment: Experiment) -> Experiment:
         """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
         branch = f"autoresearch/{experiment.session}"
+        if experiment.status == KEEP:
+            caches.adopt(self.journal.folder(experiment.n) / refereeing.CACHES, self.caches)
         if experiment.status == KEEP and experiment.baseline:  # the same train.py: only the commit's subject is new
             self.ratchet.git("update-ref", f"refs/heads/{branch}", experiment.commit or "")
         elif experiment.status == KEEP:
             self.set_aside(experiment)
             self.ratchet.advance(branch, experiment.commit or "", (TRAIN,))
         else:
-            (self.journal.folder(experiment.n) / runner.WEIGHTS).unlink(missing_ok=True)
+            audit.clear(self.journal.folder(experiment.n))
             if experiment.researcher == HAND and self.ratchet.branch() == branch:
                 self.set_aside(experiment)
                 self.ratchet.restore("HEAD", (TRAIN,))

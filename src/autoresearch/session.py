@@ -6,6 +6,9 @@ from pathlib import Path
 
 from autoresearch import hardware, results
 from autoresearch.errors import NotReady
+from autoresearch.experiment import sandbox
+from autoresearch.experiment.refereeing import Conditions, gpu_of, hidden_files
+from autoresearch.experiment.runner import DEFAULT_SEED
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Experiment, Journal, SessionRecord
 from autoresearch.lab import (
@@ -41,6 +44,7 @@ class Session:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
         self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
         self.ratchet = Ratchet(lab.root)
+        self._hidden: tuple[Path, ...] | None = None
         self.constants = lab.constants()
         self.helpers = copy_helpers(lab, journal.session_folder(record.tag))
         parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
@@ -109,6 +113,22 @@ class Session:
             return (self.lab.root / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def conditions(self, folder: Path, level: str, seed: int = DEFAULT_SEED) -> Conditions:
+        """What the referee and the box need for a run in this folder."""
+        if level != sandbox.NONE and self._hidden is None:
+            self._hidden = hidden_files(self.helpers)
+        best = self.incumbent()
+        return Conditions(
+            level=level,
+            helpers=self.helpers,
+            folder=folder,
+            seed=seed,
+            budget=float(self.constants["TIME_BUDGET"]),
+            hidden=self._hidden or (),
+            gpu=gpu_of(self.machine),
+            incumbent_evaluation=best.result.evaluation_seconds if best and best.result else None,
+        )
 
     # -- its past ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Run a command under Landlock and seccomp: the second best box, with nothing to install.
 
-    python -I landlock.py SPEC -- COMMAND ...       SPEC: JSON {"read": [...], "write": [...], "network": false}
+    python -I landlock.py SPEC -- COMMAND ...       SPEC: JSON {"read": [...], "write": [...], "hidden": [...], "network": false}
 
 Landlock (ABI 6 and newer, Linux 6.12): files outside the lists can't be opened, TCP can't be used, no signals and no abstract Unix
 sockets out of the box. seccomp adds what Landlock lacks: no new sockets at all (Landlock knows neither UDP nor a Unix socket's
@@ -16,7 +16,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 LEAST_ABI = 6  # scoping of signals and abstract sockets
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -54,8 +54,10 @@ def abi() -> int:
     return max(0, int(_libc().syscall(CREATE_RULESET, None, 0, 1)))
 
 
-def command(read: Sequence[str], write: Sequence[str], words: Sequence[str], network: bool = False) -> list[str]:
-    spec = json.dumps({"read": list(read), "write": list(write), "network": network})
+def command(
+    read: Sequence[str], write: Sequence[str], words: Sequence[str], hidden: Sequence[str] = (), network: bool = False
+) -> list[str]:
+    spec = json.dumps({"read": list(read), "write": list(write), "hidden": list(hidden), "network": network})
     return [sys.executable, "-I", "-B", __file__, spec, "--", *words]
 
 
@@ -70,19 +72,34 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def confine(read: Sequence[str], write: Sequence[str], network: bool) -> None:
+def confine(read: Sequence[str], write: Sequence[str], hidden: Sequence[str], network: bool) -> None:
     """This process and all that it starts can open the listed paths and nothing else. For good."""
     libc = _libc()
     attributes = struct.pack("QQQ", ALL_FILES, 0 if network else TCP, SCOPES)
     ruleset = _checked(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0), "landlock_create_ruleset")
-    for paths, access in ((read, READ), (write, ALL_FILES)):
-        for path in paths:
-            _allow(libc, ruleset, path, access)
+    for path in read:
+        for part, access in _around(os.path.realpath(path), hidden):
+            _allow(libc, ruleset, part, access)
+    for path in write:
+        _allow(libc, ruleset, path, ALL_FILES)
     _allow(libc, ruleset, "/dev/null", READ_FILE | WRITE_FILE)
     _checked(libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _checked(libc.syscall(RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
     _filter_calls(libc, network)
+
+
+def _around(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A path, or where files inside it are hidden all that lies around them: rules can't be taken back for a part."""
+    inside = [each for each in hidden if each == path or each.startswith(path.rstrip("/") + "/")]
+    if not inside:
+        yield path, READ
+    elif path not in inside:
+        yield path, READ_DIR
+        for name in os.listdir(path):  # noqa: PTH208
+            child = os.path.join(path, name)  # noqa: PTH118
+            if not os.path.islink(child):  # noqa: PTH114 - what a link names has a rule of its own, or none
+                yield from _around(child, inside)
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
@@ -117,7 +134,10 @@ def _filter_calls(libc: ctypes.CDLL, network: bool) -> None:
     ]
     for number in FORBIDDEN:
         program += [step(equal, 0, 1, number), step(give, 0, 0, refuse)]
-    if not network:
+    if network:  # the internet, and netlink for its addresses; a Unix socket's path is nothing that Landlock looks at
+        known = [step(equal, left, 0, family) for left, family in ((3, 2), (2, 10), (1, 16))]
+        program += [step(equal, 0, 5, SOCKET), step(load, 0, 0, 16), *known, step(give, 0, 0, refuse)]
+    else:
         program += [step(equal, 0, 1, SOCKET), step(give, 0, 0, refuse)]
     program.append(step(give, 0, 0, allow))
     code = b"".join(program)
@@ -132,7 +152,7 @@ def _filter_calls(libc: ctypes.CDLL, network: bool) -> None:
 
 def main() -> None:
     spec, words = json.loads(sys.argv[1]), sys.argv[3:]
-    confine(spec["read"], spec["write"], spec["network"])
+    confine(spec["read"], spec["write"], spec["hidden"], spec["network"])
     os.execvp(words[0], words)
 
 

@@ -9,37 +9,32 @@ into a file that the candidate cannot reach; whatever the candidate prints is no
 
 Covered: the clock, the rows, the score, the weights, and by `probes.py` most ways to look ahead. A fault of the candidate
 is a `crash` or `overtime` in the verdict; a fault of the referee leaves no verdict, and the machine is "not ready".
+
+With `Spec.audit` it plays the other part: `audit.py` says what for.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib
 import json
-import mmap
 import os
-import socket
-import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from autoresearch.experiment import probes
+from autoresearch.experiment import cuts, probes
+from autoresearch.experiment.logits import Logits, OnGpu
+from autoresearch.experiment.match import Foul, Match, Overtime
 from autoresearch.lab import write_atomically
 
 # Seconds past the budget before a run is overtime: handing over the weights and what a step's length was misjudged by.
 GRACE = 1.0
-SLOTS = 2  # batches in shared memory: one is scored while the next is computed
-LEAST_BATCHES = 4  # so that a batch's own time can be told from work that was queued before it
-# Evaluation may take this many times the training's own seconds a token; it has no backward pass, so an honest one takes a third.
-EVALUATION_FACTOR, EVALUATION_LEAST = 3.0, 120.0
 SAMPLE_ROWS = 20_000  # training rows from which the decoys' frequencies are counted
-SEALS = ("F_SEAL_SEAL", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE")
+VAULT = 10  # one row for the vault on so many scored ones, where the held-out text goes on behind them
 
 
 @dataclass(frozen=True)
@@ -47,10 +42,16 @@ class Spec:
     socket: int  # file descriptor
     helpers: str  # folder of the session's prepare.py and constants.py
     verdict: str  # file to write
-    weights: str  # file to write the candidate's weights to
+    weights: str  # file to write the candidate's weights to; in an audit the one they are read from
     seed: int
     budget: float  # seconds
     startup_allowance: float  # seconds before `start` that are free; more is charged to the budget
+    evaluation_limit: float = 900.0  # seconds from the first batch to the last
+    losses: str = ""  # file (.npy) to write the losses of the scored rows to
+    caches: str = ""  # the candidate's compile caches, and where they are copied to when it says `start`
+    snapshot: str = ""
+    gpu: bool = False  # train.py will run on CUDA
+    audit: str = ""  # file (.npy) with the losses that were scored: compare them with those at cuts, from the weights
 
 
 @dataclass(frozen=True)
@@ -58,194 +59,123 @@ class Verdict:
     outcome: str  # scored, crash or overtime
     reason: str = ""
     val_bpb: float | None = None
+    vault_bpb: float | None = None  # of rows that no candidate's score is made of; for the journal alone
     training_seconds: float | None = None
     startup_seconds: float | None = None
     evaluation_seconds: float | None = None
     eval_tokens: int | None = None
+    device: str = ""  # what the candidate said that it runs on
+    transport: str = ""  # how its logits came
+    findings: dict[str, float] | None = None  # of an audit
 
 
-class Foul(Exception):
-    """The candidate broke a rule; the message says which."""
+@dataclass(frozen=True)
+class Text:
+    """What a run is scored on: the rows that count, then the vault, then the probes."""
 
-
-class Overtime(Foul):
-    """It trained past its budget."""
+    rows: np.ndarray  # uint16 (N, T + 1)
+    counted: int
+    vault: int
+    probes: probes.Probes
+    sizes: np.ndarray  # bytes of each token
 
 
 class Referee:
     def __init__(self, spec: Spec, prepare: ModuleType) -> None:
         self.spec, self.prepare = spec, prepare
-        self.channel = prepare.Channel(socket.socket(fileno=spec.socket))
-        self.began = time.monotonic()
-        self.started = self.budget = 0.0
-        self.weights = b""
+        self.match = Match(spec.socket, prepare, spec.evaluation_limit, spec.gpu)
 
     def run(self) -> Verdict:
         """The whole of a run, from the candidate's hello to its score. Raises Foul."""
-        rows = self.prepare.load_rows("train")
-        order = np.random.default_rng(self.spec.seed).permutation(len(rows))
-        training = self.sealed_rows(rows, order)
-        held_out = np.array(self.prepare.load_rows("val"), np.uint16)[: self.prepare.EVAL_TOKENS // self.prepare.MAX_SEQ_LEN]
-        sizes = self.prepare.token_bytes()
-        extra = probes.make(np.random.default_rng(), held_out, probes.frequencies(rows[:SAMPLE_ROWS], self.prepare.VOCAB_SIZE))
-        import torch  # noqa: F401 - scoring needs it; loaded while the candidate builds its model
+        return self.reproduce() if self.spec.audit else self.measure()
 
-        self.hello()
-        self.start(training, len(rows))
-        batch_rows = self.take_weights()
-        losses, stopped = self.evaluate(np.concatenate([held_out, extra.rows]), batch_rows)
-        trained = stopped - self.started
-        if trained > self.budget + GRACE:
-            raise Overtime(f"trained for {trained:.1f} s of {self.budget:.1f} s")
-        if foul := probes.verdict(extra, losses[len(held_out) :]):
+    def measure(self) -> Verdict:
+        match, spec, prepare = self.match, self.spec, self.prepare
+        training = prepare.load_rows("train")
+        shuffled = match.sealed_rows(training, np.random.default_rng(spec.seed).permutation(len(training)))
+        text = self.text(training)
+        match.gpu_memory = self.gpu_memory()
+        match.hello(spec.seed)
+        match.await_start(spec.caches, spec.snapshot)
+        match.start(shuffled, len(training), self.granted())
+        batch_rows = match.take_weights(match.budget + GRACE)
+        losses, stopped = match.evaluate(text.rows[:, :-1], text.rows[:, 1:], batch_rows)
+        trained = stopped - match.started
+        if trained > match.budget + GRACE:
+            raise Overtime(f"trained for {trained:.1f} s of {match.budget:.1f} s")
+        if foul := probes.verdict(text.probes, losses[text.counted + text.vault :]):
             raise Foul(foul)
-        losses = losses[: len(held_out)]
-        bpb = self.score(losses, held_out[:, 1:], sizes)
+        bpb = self.score(losses, text, 0, text.counted)
+        vault = self.score(losses, text, text.counted, text.counted + text.vault) if text.vault else None
         done = time.monotonic()
-        self.channel.send({"op": "score", "val_bpb": bpb, "eval_tokens": int(losses.size)})
-        write_atomically(Path(self.spec.weights), self.weights)
+        tokens = text.counted * prepare.MAX_SEQ_LEN
+        match.tell({"op": "score", "val_bpb": bpb, "eval_tokens": tokens})
+        write_atomically(Path(spec.weights), match.weights)
+        if spec.losses:
+            np.save(spec.losses, losses[: text.counted])
         return Verdict(
             outcome="scored",
             val_bpb=bpb,
+            vault_bpb=vault,
             training_seconds=trained,
-            startup_seconds=self.started - self.began,
+            startup_seconds=match.started - match.began,
             evaluation_seconds=done - stopped,
-            eval_tokens=int(losses.size),
+            eval_tokens=tokens,
+            device=match.device,
+            transport=match.transport,
         )
 
-    # -- before and during training ------------------------------------------------------------------------------
+    def reproduce(self) -> Verdict:
+        """An audit's part: the candidate gets weights and no time, and its losses at cuts are compared with the scored ones."""
+        match, spec, prepare = self.match, self.spec, self.prepare
+        random, scored = np.random.default_rng(), np.load(spec.audit)
+        rows, sample = np.array(prepare.load_rows("val")[: len(scored)]), prepare.load_rows("train")[:SAMPLE_ROWS]
+        places = cuts.choose(random, rows, scored, sample, prepare.VOCAB_SIZE)
+        shown, targets = cuts.inputs(random, rows, places, probes.frequencies(sample, prepare.VOCAB_SIZE))
+        weights = Path(spec.weights).read_bytes()
+        match.gpu_memory = self.gpu_memory()
+        match.hello(spec.seed)
+        match.await_start()
+        match.start(match.sealed_rows(np.empty((0, prepare.MAX_SEQ_LEN + 1), np.uint16)), 0, 0.0, weights)
+        batch_rows = match.take_weights(spec.evaluation_limit)
+        if match.weights != weights:
+            raise Foul("it did not give back the weights that it got: a model must be what its tensors are")
+        wanted, each = np.zeros(shown.shape, np.uint16), np.arange(len(shown))
+        wanted[each, places.places] = targets
+        losses, _ = match.evaluate(shown, wanted, batch_rows, least_batches=1)  # nobody's clock stops here
+        findings = cuts.compare(places, scored, losses[each, places.places])
+        match.tell({"op": "score", "val_bpb": 0.0, "eval_tokens": len(each)})
+        return Verdict(outcome="scored", device=match.device, transport=match.transport, findings=asdict(findings))
 
-    def sealed_rows(self, rows: np.ndarray, order: np.ndarray) -> int:
-        """The training rows in this run's order, as a memory file that nobody can write any more. Returns its descriptor."""
-        descriptor: int = self.prepare.shared_file("rows", rows.nbytes)
-        with mmap.mmap(descriptor, 0) as memory:
-            shuffled = np.frombuffer(memory, np.uint16).reshape(rows.shape)
-            np.take(rows, order, axis=0, out=shuffled)
-            del shuffled
-        seal(descriptor)
-        return descriptor
-
-    def expect(self, op: str, timeout: float | None = None) -> tuple[dict[str, Any], list[int]]:
-        """The candidate's next message, which has to be this one."""
-        self.channel.socket.settimeout(timeout)
-        try:
-            message, files = self.channel.receive()
-        except TimeoutError:
-            raise Overtime(f"no '{op}' in {timeout:.0f} s") from None
-        except EOFError:
-            raise Foul(f"ended before '{op}'") from None
-        except (OSError, ValueError) as error:
-            raise Foul(f"spoke no protocol: {error}") from None
-        if message["op"] != op:
-            raise Foul(f"said '{str(message['op'])[:40]}' where '{op}' was due")
-        return message, files
-
-    def hello(self) -> None:
-        message, _ = self.expect("hello")
-        if message.get("version") != self.prepare.PROTOCOL:
-            raise Foul(f"speaks version {str(message.get('version'))[:20]} of the protocol, this is {self.prepare.PROTOCOL}")
-        self.channel.send({"op": "hello", "version": self.prepare.PROTOCOL, "seed": self.spec.seed})
-
-    def start(self, training: int, rows: int) -> None:
-        """Start the clock, then hand out the rows."""
-        self.expect("start")
-        self.started = time.monotonic()
-        beyond = max(0.0, self.started - self.began - self.spec.startup_allowance)
-        self.budget = max(0.0, self.spec.budget - beyond)
-        self.channel.send({"op": "start", "rows": rows, "budget": self.budget, "weights": False}, [training])
-        os.close(training)
-
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def take_weights(self) -> int:
-        """A copy of the model's weights, before any validation token is shown. Returns the rows of a batch."""
-        message, files = self.expect("evaluate", self.budget + GRACE + EVALUATION_LEAST)
-        batch_rows = message.get("batch_rows")
-        if not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1 or len(files) != 1:
-            raise Foul("asked for evaluation without a whole number of rows and a file of weights")
-        with os.fdopen(files[0], "rb") as file:
-            file.seek(0)
-            weights = file.read()
-        check_safetensors(weights)
-        self.weights = weights
-        return batch_rows
-
-    def evaluate(self, rows: np.ndarray, batch_rows: int) -> tuple[np.ndarray, float]:
-        """Losses (N, T) in nats of all rows, and when the candidate's clock stopped: as its first logits were there, less the
-        time that a batch takes. Work that was still queued on its device counts as training."""
-        import torch
-
+    def text(self, training: np.ndarray) -> Text:
         prepare = self.prepare
-        count, length, vocab = len(rows), prepare.MAX_SEQ_LEN, prepare.VOCAB_SIZE
-        if batch_rows > max(1, count // LEAST_BATCHES):
-            raise Foul(f"batches of {batch_rows} rows: at most {count // LEAST_BATCHES} of the {count} validation rows")
-        batches = -(-count // batch_rows)
-        padded = np.zeros((batches * batch_rows, length + 1), np.uint16)
-        padded[:count] = rows
-        order = np.random.default_rng().permutation(len(padded)).reshape(batches, batch_rows)  # nobody can foresee what comes when
-        tokens_file = prepare.shared_file("tokens", SLOTS * batch_rows * length * 2)
-        logits_file = prepare.shared_file("logits", SLOTS * batch_rows * length * vocab * 4)
-        for each in (tokens_file, logits_file):
-            seal(each, writable=True)
-        tokens = np.frombuffer(mmap.mmap(tokens_file, 0), np.uint16).reshape(SLOTS, batch_rows, length)
-        shared = torch.frombuffer(mmap.mmap(logits_file, 0), dtype=torch.float32).view(SLOTS, batch_rows * length, vocab)
-        private = torch.empty_like(shared[0])
-        losses = np.zeros((batches * batch_rows, length), np.float32)
+        held_out = np.array(prepare.load_rows("val"), np.uint16)
+        counted = min(len(held_out), prepare.EVAL_TOKENS // prepare.MAX_SEQ_LEN)
+        rows = held_out[: counted + counted // VAULT]
+        q = probes.frequencies(training[:SAMPLE_ROWS], prepare.VOCAB_SIZE)
+        extra = probes.make(np.random.default_rng(), held_out[:counted], q)
+        return Text(np.concatenate([rows, extra.rows]), counted, len(rows) - counted, extra, prepare.token_bytes())
 
-        self.channel.send({"op": "evaluate", "slots": SLOTS}, [tokens_file, logits_file])
-        for each in (tokens_file, logits_file):
-            os.close(each)
-        self.expect("ready", EVALUATION_LEAST)
-        limit = max(EVALUATION_LEAST, EVALUATION_FACTOR * self.budget)
-        began = time.monotonic()
-        sent: list[float] = []
-        took: list[float] = []
-
-        def show(number: int) -> None:
-            slot = number % SLOTS
-            tokens[slot] = padded[order[number], :-1]
-            shared[slot].fill_(float("nan"))
-            sent.append(time.monotonic())
-            self.channel.send({"op": "batch", "slot": slot})
-
-        show(0)
-        for number in range(batches):
-            slot = number % SLOTS
-            self.expect("done", max(0.1, began + limit - time.monotonic()))
-            took.append(time.monotonic() - sent[number])
-            private.copy_(shared[slot])
-            if number + 1 < batches:
-                show(number + 1)  # the candidate computes the next batch while this one is scored
-            targets = torch.from_numpy(padded[order[number], 1:].astype(np.int64))
-            losses[order[number]] = prepare.token_losses(private.view(batch_rows, length, vocab), targets).numpy()
-        stopped = sent[0] + max(0.0, took[0] - statistics.median(took[1:] or took))
-        return losses[:count], stopped
-
-    def score(self, losses: np.ndarray, targets: np.ndarray, sizes: np.ndarray) -> float:
+    def gpu_memory(self) -> Logits | None:
+        """Where there is a GPU: its memory for logits and all that scoring needs, before the candidate has built its model."""
+        if not self.spec.gpu:
+            return None
         try:
-            return float(self.prepare.bits_per_byte(losses, targets, sizes))
+            return OnGpu(self.prepare)
+        except (RuntimeError, ImportError) as problem:  # the driver can't share memory, or it is full: the host's does
+            print(f"logits pass through the host's memory: {problem}", file=sys.stderr)
+            return None
+
+    def granted(self) -> float:
+        """Seconds of training: the budget less what start-up took beyond its allowance."""
+        beyond = max(0.0, time.monotonic() - self.match.began - self.spec.startup_allowance)
+        return max(0.0, self.spec.budget - beyond)
+
+    def score(self, losses: np.ndarray, text: Text, first: int, last: int) -> float:
+        try:
+            return float(self.prepare.bits_per_byte(losses[first:last], text.rows[first:last, 1:], text.sizes))
         except RuntimeError as error:
             raise Foul(f"non-finite: {error}") from None
-
-
-def seal(descriptor: int, writable: bool = False) -> None:
-    """Nobody can change the file's size any more, nor its content unless `writable`. A no-op where there are no seals."""
-    if not hasattr(fcntl, "F_ADD_SEALS"):
-        return
-    names = [name for name in SEALS if not (writable and name == "F_SEAL_WRITE")]
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, name) for name in names))
-
-
-def check_safetensors(data: bytes) -> None:
-    """Raises Foul unless `data` is a safetensors file, by its own header."""
-    size = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + size])
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise Foul("weights that are no safetensors file") from None
-    if end != len(data) - 8 - size:
-        raise Foul("weights whose header and length differ")
 
 
 def load_prepare(folder: str) -> ModuleType:
@@ -262,6 +192,7 @@ def main() -> int:
     sys.dont_write_bytecode = True
     prepare = load_prepare(spec.helpers)
     referee = Referee(spec, prepare)
+    match = referee.match
     try:
         verdict = referee.run()
     except Overtime as foul:
@@ -272,12 +203,14 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 3
     if verdict.outcome != "scored":
-        with contextlib.suppress(OSError):
-            referee.channel.send({"op": "refused", "reason": verdict.reason})
-        verdict = dataclasses.replace(verdict, startup_seconds=(referee.started or time.monotonic()) - referee.began)
+        with contextlib.suppress(Foul):
+            match.tell({"op": "refused", "reason": verdict.reason})
+        verdict = dataclasses.replace(verdict, startup_seconds=(match.started or time.monotonic()) - match.began)
     write_atomically(Path(spec.verdict), json.dumps(asdict(verdict)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to tidy up, and taking torch down costs a second

@@ -1,12 +1,13 @@
 """Start train.py, watch it, end it, and say what came of it.
 
 train.py runs in a folder of its own beside the session's copies of prepare.py and constants.py, in a process group of its own,
-without standard input, with an environment of a few named variables. Covered: time-outs, hangs, processes that it leaves behind,
-floods of output. Not covered: a train.py that lies about its score or reads what it should not; its score is believed and
-labelled self-reported.
+without standard input, with an environment of a few named variables. Covered here: time-outs, hangs, processes that it leaves
+behind, floods of output. What it may reach is `sandbox.py`'s part, what it scores the referee's (`RunPlan.refereed`).
+A plan without conditions is a run whose own word is taken, labelled self-reported; no command of ours makes one.
 """
 
 import contextlib
+import hashlib
 import math
 import os
 import re
@@ -17,12 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
 from autoresearch.errors import Interrupted, NotReady
-from autoresearch.experiment.refereeing import Conditions, Refereeing
+from autoresearch.experiment import caches
+from autoresearch.experiment.meter import Meter
+from autoresearch.experiment.refereeing import WEIGHTS, WEIGHTS_OUT, Conditions, Refereeing
 from autoresearch.journal import CRASHED, SCORED, TIMED_OUT, RunResult
 from autoresearch.results import clean
 
@@ -39,6 +42,7 @@ MIN_FREE_BYTES = 256 * 2**20  # weights, log and caches of a run need less
 MAX_DETAIL = 200  # characters of an error's last line
 
 PROGRESS = re.compile(rb"step (\d+) \((\d+\.\d)%\) \| loss: (\S+) \| tok/s: ([\d,]+) .*?left: (\d+)s")
+ATTENTION = re.compile(r"\battention: ([^|\n]+)")
 # What a candidate may see of this process's environment.
 PASSED = (
     "PATH",
@@ -53,7 +57,6 @@ PASSED = (
     "CC",
     "CXX",
 )
-WEIGHTS_OUT, WEIGHTS = "AUTORESEARCH_WEIGHTS_OUT", "model.safetensors"
 PASSED_PREFIXES = ("CUDA", "NVIDIA", "NCCL", "TORCH", "PYTORCH", "TRITON", "OMP_", "MKL_", "AUTORESEARCH_CACHE")
 
 
@@ -72,25 +75,27 @@ class RunPlan:
     helpers: Path  # folder with the session's prepare.py and constants.py
     folder: Path  # run.log, work/ and model.safetensors are made here
     budget: float  # TIME_BUDGET, seconds
-    caches: Path  # compile caches that outlive a run
+    caches: Path  # compile caches that outlive a run, as caches.py lays them out
     seed: int = DEFAULT_SEED
     allowance: float = ALLOWANCE
     refereed: Conditions | None = None  # a box and a referee for it; without, its own score is believed
+    begin_with: Path | None = None  # other compile caches than the snapshot
 
 
 def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> RunResult:
-    """Run train.py to its end. Raises NotReady if the disk is full, Interrupted if `should_stop` says so."""
+    """Run train.py to its end. Raises NotReady if the disk is full or the referee failed, Interrupted if `should_stop` says so."""
     check_disk(plan.folder)
     end_left_over(plan.folder)
     work = _lay_out(plan)
+    caches.lay_out(plan.caches, plan.begin_with)
     log_path = plan.folder / "run.log"
     began = time.monotonic()
     command, environment, descriptors = [sys.executable, "-u", "-B", "train.py"], _environment(plan), []
     with contextlib.ExitStack() as stack:
-        referee = stack.enter_context(Refereeing(plan.refereed)) if plan.refereed else None
+        referee = stack.enter_context(Refereeing(plan.refereed, plan.caches)) if plan.refereed else None
         if referee:
             environment = referee.environment(environment, work)
-            command = referee.command(command, environment, work, plan.caches)
+            command = referee.command(command, environment, work)
             descriptors = [referee.end.fileno()]
         log = _Log(stack.enter_context(log_path.open("wb", buffering=0)))
         process = subprocess.Popen(
@@ -103,13 +108,24 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        if referee:
+            referee.end.close()  # the candidate's copy is the only one: its end is seen
+        meter = meter_of(plan, process.pid, referee)
+
+        def look() -> None:
+            meter.look()
+            if referee and referee.is_gone:
+                referee.result(RunResult(CRASHED))  # raises NotReady
+            if should_stop():
+                raise Interrupted("stopped")
+
         try:
             write_pid(plan.folder / "pid", process.pid)
-            in_time = _watch(process, log, began + plan.budget + plan.allowance, on_progress, should_stop)
+            in_time = _watch(process, log, began + plan.budget + plan.allowance, on_progress, look)
         finally:
             kill_group(process.pid)
             process.wait()
-            end_left_over(plan.folder)
+            end_left_over(plan.folder, but=referee.process.pid if referee else 0)
             assert process.stdout is not None
             process.stdout.close()
             log.finish()
@@ -117,13 +133,18 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         shutil.rmtree(work, ignore_errors=True)
         result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
         if referee:
-            result = referee.result(result)
+            result = referee.result(replace(result, memory_mb=meter.peak_mb))
         elif result.outcome == SCORED and overtime(result, plan.budget):
             took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
             result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
     if result.outcome != SCORED:
         check_disk(plan.folder)  # full by something else, it crashes a run that is innocent
     return result
+
+
+def meter_of(plan: RunPlan, pid: int, referee: Refereeing | None) -> Meter:
+    gpu = plan.refereed.gpu if plan.refereed else None
+    return Meter(pid, gpu.index if gpu else None, referee.process.pid if referee else None)
 
 
 def overtime(result: RunResult, budget: float) -> bool:
@@ -154,8 +175,8 @@ def _environment(plan: RunPlan) -> dict[str, str]:
     return passed | {
         "AUTORESEARCH_SEED": str(plan.seed),
         WEIGHTS_OUT: str(plan.folder / WEIGHTS),
-        "TORCHINDUCTOR_CACHE_DIR": str(plan.caches / "inductor"),
-        "TRITON_CACHE_DIR": str(plan.caches / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(plan.caches / caches.LIVE / "inductor"),
+        "TRITON_CACHE_DIR": str(plan.caches / caches.LIVE / "triton"),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -189,16 +210,15 @@ def _watch(
     log: _Log,
     deadline: float,
     on_progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
+    look: Callable[[], None],
 ) -> bool:
-    """Copy the output into the log until the process ends; False if the deadline ended it."""
+    """Copy the output into the log until the process ends; False if the deadline ended it. `look` is called often and may raise."""
     assert process.stdout is not None
     closed, late = False, 0
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
-            if should_stop():
-                raise Interrupted("stopped")
+            look()
             if time.monotonic() > deadline:
                 return False
             if closed:  # at its end, or by a train.py that goes on without it
@@ -233,9 +253,22 @@ def last_progress(text: bytes) -> Progress | None:
         return None
 
 
+def seed_of(session_seed: int, repeat: int) -> int:
+    """The seed of an experiment's run: the session's for the first, another for each repeat, the same whoever computes it."""
+    if repeat == 0:
+        return session_seed
+    digest = hashlib.sha256(f"{session_seed} {repeat}".encode()).digest()
+    return int.from_bytes(digest[:4]) % 2**31  # what every framework takes
+
+
 def read_log(log: bytes, exit_code: int, in_time: bool, wall: float) -> RunResult:
     """What a finished run's output and exit code amount to."""
     text = log.decode("utf-8", errors="replace").replace("\r", "\n")
+    path = ATTENTION.search(text)
+    return replace(_read_text(text, exit_code, in_time, wall), attention=clean(path.group(1))[:MAX_DETAIL] if path else "")
+
+
+def _read_text(text: str, exit_code: int, in_time: bool, wall: float) -> RunResult:
     if not in_time:
         return RunResult(TIMED_OUT, wall_seconds=wall, crash_class="timeout", detail=f"not done after {wall:.0f} s, ended")
     summary = read_summary(text)
@@ -306,14 +339,18 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def end_left_over(folder: Path) -> None:
-    """Kill what still lives of a run in this folder, whose loop died or whose main process ended before it."""
+def end_left_over(folder: Path, but: int = 0) -> None:
+    """Kill what still lives of a run in this folder, whose loop died or whose main process ended before it; its referee too."""
     if not PROC.exists():
         return _end_by_pid(folder / "pid")
-    mark = f"{WEIGHTS_OUT}={folder / WEIGHTS}".encode()
+    end_marked(f"{WEIGHTS_OUT}={folder / WEIGHTS}", but)
+
+
+def end_marked(mark: str, but: int = 0) -> None:
+    """Kill all processes with this `NAME=value` in their environment, whatever became of their parents."""
     for environment in PROC.glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            if mark in environment.read_bytes().split(b"\0"):
+            if int(environment.parent.name) != but and mark.encode() in environment.read_bytes().split(b"\0"):
                 os.kill(int(environment.parent.name), signal.SIGKILL)
 
 

@@ -13,15 +13,17 @@ Not covered by any level: time spent on the CPU or GPU beside the run, and fault
 """
 
 import functools
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoresearch.errors import NotReady
 from autoresearch.experiment import landlock
 
 BUBBLEWRAP, LANDLOCK, NONE = "bubblewrap", "landlock", "none"
@@ -53,6 +55,7 @@ PROC = (
     "/proc/sys",
     *(f"/proc/{name}" for name in ("cpuinfo", "meminfo", "stat", "version", "filesystems", "loadavg")),
 )
+DEV = Path("/dev")
 GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps", "kfd", "dri")
 
 
@@ -70,13 +73,40 @@ class Box:
 
 
 @functools.cache
-def best() -> tuple[str, str]:
-    """The best level of this machine, and why it is not a better one ('' for the best)."""
-    reason = _bubblewrap_problem()
+def best(gpu: bool = False) -> tuple[str, str]:
+    """The best level of this machine for a run on its CPU or GPU, and why it is not a better one ('' for the best)."""
+    reason = problem(BUBBLEWRAP)
     if not reason:
         return BUBBLEWRAP, ""
-    other = landlock.problem()
+    other = problem(LANDLOCK, gpu)
     return (LANDLOCK, reason) if not other else (NONE, f"{reason}; {other}")
+
+
+def problem(level: str, gpu: bool = False) -> str:
+    """Why this machine can't reach a level; '' if it can."""
+    if level == BUBBLEWRAP:
+        return _bubblewrap_problem()
+    if level == LANDLOCK and gpu and os.geteuid() == 0:
+        return "Landlock with a GPU leaves /proc writable, which for root is no box: start as another user"
+    return landlock.problem() if level == LANDLOCK else ""
+
+
+def choose(asked: str | None, literals_only: bool, say: Callable[[str], None], gpu: bool = False) -> str:
+    """The level for a session: the one asked for, else the best. No box at all needs to be asked for by name, unless all that
+    changes are literals of a train.py that its owner knows; then it is said aloud. Raises NotReady."""
+    if asked is not None:
+        if reason := problem(asked, gpu):
+            raise NotReady(f"--sandbox {asked}: {reason}")
+        if asked == NONE:
+            say("sandbox: NONE, as asked: train.py and the researcher run with your rights, files and network")
+        return asked
+    level, reason = best(gpu)
+    if level == NONE and not literals_only:
+        raise NotReady(f"no sandbox on this machine: {reason}. Or go without, by name: --sandbox none")
+    if reason:
+        what = "NONE: train.py runs with your rights, files and network" if level == NONE else level
+        say(f"sandbox: {what} ({reason})")
+    return level
 
 
 def _bubblewrap_problem() -> str:
@@ -105,7 +135,8 @@ def command(box: Box, words: Sequence[str], level: str) -> list[str]:
         if box.gpu is not None:
             read.append("/sys")
             write += ["/proc", *(str(node) for node in gpu_nodes(box.gpu))]
-        return landlock.command([str(p) for p in read], [str(p) for p in write], words, network=box.network)
+        hidden = [str(path) for path in box.hidden]
+        return landlock.command([str(p) for p in read], [str(p) for p in write], words, hidden, box.network)
     return list(words)
 
 
@@ -145,7 +176,9 @@ def _bubblewrap(box: Box, words: Sequence[str]) -> list[str]:
 
 def gpu_nodes(index: int) -> list[Path]:
     """The device nodes that a process needs for one GPU."""
-    return [Path("/dev", name) for name in (f"nvidia{index}", *GPU_NODES) if Path("/dev", name).exists()]
+    cards = [path for path in DEV.glob("nvidia[0-9]*")]
+    own = [path for path in cards if path.name == f"nvidia{index}"]  # a container's one card can have any number
+    return (own or cards) + [DEV / name for name in GPU_NODES if (DEV / name).exists()]
 
 
 @functools.cache
