@@ -119,6 +119,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="run the tests that need a GPU (bash tests/gpu/run.sh)")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """This suite hides the GPU from itself, so what needs one is left out, with a line that says so."""
+    if not config.getoption("--gpu"):
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: bash tests/gpu/run.sh"))
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
