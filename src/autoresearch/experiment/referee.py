@@ -47,6 +47,7 @@ class Spec:
     budget: float  # seconds
     startup_allowance: float  # seconds before `start` that are free; more is charged to the budget
     evaluation_limit: float = 900.0  # seconds from the first batch to the last
+    shown: str = ""  # file that is made before the first validation token is shown
     losses: str = ""  # file (.npy) to write the losses of the scored rows to
     caches: str = ""  # the candidate's compile caches, and where they are copied to when it says `start`
     snapshot: str = ""
@@ -99,6 +100,7 @@ class Referee:
         match.await_start(spec.caches, spec.snapshot)
         match.start(shuffled, len(training), self.granted())
         batch_rows = match.take_weights(match.budget + GRACE)
+        self.tell_shown()
         losses, stopped = match.evaluate(text.rows[:, :-1], text.rows[:, 1:], batch_rows)
         trained = stopped - match.started
         if trained > match.budget + GRACE:
@@ -142,10 +144,16 @@ class Referee:
             raise Foul("it did not give back the weights that it got: a model must be what its tensors are")
         wanted, each = np.zeros(shown.shape, np.uint16), np.arange(len(shown))
         wanted[each, places.places] = targets
+        self.tell_shown()
         losses, _ = match.evaluate(shown, wanted, batch_rows, least_batches=1)  # nobody's clock stops here
         findings = cuts.compare(places, scored, losses[each, places.places])
         match.tell({"op": "score", "val_bpb": 0.0, "eval_tokens": len(each)})
         return Verdict(outcome="scored", device=match.device, transport=match.transport, findings=asdict(findings))
+
+    def tell_shown(self) -> None:
+        """What the candidate prints from here on may be held-out text: the runner takes no more of it."""
+        if self.spec.shown:
+            Path(self.spec.shown).touch()
 
     def text(self, training: np.ndarray) -> Text:
         prepare = self.prepare
