@@ -33,6 +33,7 @@ from autoresearch.lab import write_atomically
 
 # Seconds past the budget before a run is overtime: handing over the weights and what a step's length was misjudged by.
 GRACE = 1.0
+DISK_PATIENCE = 10.0  # seconds for a disk that was filled to have room again
 SAMPLE_ROWS = 20_000  # training rows from which the decoys' frequencies are counted
 VAULT = 10  # one row for the vault on so many scored ones, where the held-out text goes on behind them
 
@@ -112,9 +113,12 @@ class Referee:
         done = time.monotonic()
         tokens = text.counted * prepare.MAX_SEQ_LEN
         match.tell({"op": "score", "val_bpb": bpb, "eval_tokens": tokens})
-        write_atomically(Path(spec.weights), match.weights)
-        if spec.losses:
-            np.save(spec.losses, losses[: text.counted])
+        try:
+            write_atomically(Path(spec.weights), match.weights)
+            if spec.losses:
+                np.save(spec.losses, losses[: text.counted])
+        except OSError as error:
+            raise Foul(f"no room for its weights: {error.strerror}") from None
         return Verdict(
             outcome="scored",
             val_bpb=bpb,
@@ -214,8 +218,20 @@ def main() -> int:
         with contextlib.suppress(Foul):
             match.tell({"op": "refused", "reason": verdict.reason})
         verdict = dataclasses.replace(verdict, startup_seconds=(match.started or time.monotonic()) - match.began)
-    write_atomically(Path(spec.verdict), json.dumps(asdict(verdict)))
+    write_verdict(Path(spec.verdict), verdict)
     return 0
+
+
+def write_verdict(path: Path, verdict: Verdict) -> None:
+    """A run that filled the disk is a crash: the runner ends it and removes its folder meanwhile."""
+    deadline = time.monotonic() + DISK_PATIENCE
+    while True:
+        try:
+            return write_atomically(path, json.dumps(asdict(verdict)))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

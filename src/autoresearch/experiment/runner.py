@@ -128,7 +128,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         def look() -> None:
             meter.look()
             if referee and referee.is_gone:
-                referee.result(RunResult(CRASHED))  # raises NotReady
+                judged(plan, referee, RunResult(CRASHED))  # raises NotReady
             if should_stop():
                 raise Interrupted("stopped")
 
@@ -146,7 +146,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         shutil.rmtree(work, ignore_errors=True)
         result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
         if referee:
-            result = referee.result(replace(result, memory_mb=meter.peak_mb))
+            result = judged(plan, referee, replace(result, memory_mb=meter.peak_mb))
         elif result.outcome == SCORED and overtime(result, plan.budget):
             took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
             result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
@@ -162,6 +162,15 @@ def limit(plan: RunPlan) -> None:
     if plan.refereed and plan.refereed.gpu is None and sys.platform == "linux":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def judged(plan: RunPlan, referee: Refereeing, seen: RunResult) -> RunResult:
+    """The referee's word. Raises NotReady where there is none, and says if a full disk is why."""
+    try:
+        return referee.result(seen)
+    except NotReady:
+        check_disk(plan.folder)
+        raise
 
 
 def meter_of(plan: RunPlan, pid: int, referee: Refereeing | None) -> Meter:
