@@ -235,12 +235,12 @@ def test_the_first_run_has_the_sessions_seed_and_each_repeat_one_of_its_own() ->
 # -- the audit -------------------------------------------------------------------------------------------------------
 
 # Its score is a little better than its weights: what it adds is no part of them.
-BEYOND_ITS_WEIGHTS = toy(LR=0.2).replace('struct.pack("<f", steep), 4)', 'struct.pack("<f", 1.2), 4)')
+BEYOND_ITS_WEIGHTS = toy(LR=0.2).replace('struct.pack("<f", steep), 4)', 'struct.pack("<f", 0.3), 4)')
 # It scores honestly where it was trained, and gives other answers when only rows that are cut come.
 HIDDEN_STATE = (
     toy(LR=0.2)
     .replace("    if weights:\n", "    if weights and False:\n")
-    .replace("referee.evaluate(", "steep = 1.2 if weights else steep\n    referee.evaluate(")
+    .replace("referee.evaluate(", "steep = 0.3 if weights else steep\n    referee.evaluate(")
 )
 
 
@@ -259,7 +259,9 @@ def test_a_keep_is_audited_and_the_journal_has_what_was_found(ready_lab: Path, t
     assert cli("audit", "abcdef0").returncode == 64
 
 
-@pytest.mark.parametrize(("source", "reason"), [(BEYOND_ITS_WEIGHTS, "nats off the scored one"), (HIDDEN_STATE, "weights")])
+@pytest.mark.parametrize(
+    ("source", "reason"), [(BEYOND_ITS_WEIGHTS, "without what follows"), (HIDDEN_STATE, "did not give back the weights")]
+)
 def test_a_model_that_is_more_than_its_weights_is_a_crash_with_that_reason(
     ready_lab: Path, tmp_path: Path, cli: Cli, source: str, reason: str
 ) -> None:

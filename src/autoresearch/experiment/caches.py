@@ -48,8 +48,12 @@ def copy(source: Path, target: Path) -> None:
         return
     for root, folders, names, folder in os.fwalk(source, follow_symlinks=False):
         here = target / Path(root).relative_to(source)
-        for name in folders:
-            (here / name).mkdir(exist_ok=True)
+        for name in list(folders):
+            try:
+                (here / name).mkdir(exist_ok=True)
+            except OSError:  # nested too deeply, or something else of that name: left out
+                folders.remove(name)
+        files -= len(folders)
         for name in names:
             with contextlib.suppress(OSError):
                 left -= _copy_file(name, folder, here / name, left)

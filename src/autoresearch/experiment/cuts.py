@@ -5,8 +5,9 @@ next in truth and that it is never shown, must be the loss that was scored. Half
 looked too good: where the token before says little about the next one and the model was nearly sure of it. A leak that pays
 is there.
 
-Three things are looked at, of `difference` = loss at the cut - loss that was scored, in nats:
+Four things are looked at, of `difference` = loss at the cut - loss that was scored, in nats:
 - a single difference that arithmetic can't explain, measured by how far most of them scatter: one is enough
+- how far most of them scatter: an answer that is another one is not the same model's
 - the signed mean of the cuts that lie anywhere, beyond FLOOR and SIGMAS of its standard error: a leak that is small and everywhere
 - the same with the other sign: a score that depends on what surrounds the row
 
@@ -24,6 +25,7 @@ from autoresearch.experiment.probes import frequencies
 # bf16 logits under a soft cap of 15 are 0.06 apart, so that one token's loss can be 0.2 nats off; in float32 on a CPU nothing
 # differs. So one difference may be this many times what most scatter by, within these bounds in nats.
 SINGLE_SIGMAS, SINGLE_LEAST, SINGLE_MOST = 12.0, 0.05, 0.5
+SCATTER_MOST = 0.1  # nats that most differences may scatter by, three times what bf16 was taken to do
 SIGMAS = 4.5  # a false alarm in 150,000 audits, were noise all there is
 FLOOR = 0.0005  # nats; kernels that are chosen anew round in another direction
 LEAST = 2048  # cuts of one process, as far as a few passes over the rows give them
@@ -50,6 +52,7 @@ class Findings:
     deviation: float
     largest: float  # by size, with its sign
     single: float  # what one may be off
+    scatter: float  # standard deviation of most of them, by their median
     largest_row: int = -1
     largest_place: int = -1
 
@@ -59,6 +62,8 @@ class Findings:
             return "logits that are not finite"
         if abs(self.largest) > self.single:
             return f"without what follows, a token's loss is {self.largest:+.2f} nats off the scored one"
+        if self.scatter > SCATTER_MOST:
+            return f"without what follows, losses scatter by {self.scatter:.2f} nats around the scored ones"
         allowed = FLOOR + SIGMAS * self.deviation / math.sqrt(self.anywhere)
         if abs(self.mean) > allowed:
             return f"without what follows, losses are {self.mean:+.5f} nats off the scored ones ({allowed:.5f} is noise)"
@@ -140,6 +145,7 @@ def compare(cuts: Cuts, losses: np.ndarray, found: np.ndarray) -> Findings:
         deviation=float(anywhere.std()),
         largest=float(difference[worst]),
         single=single,
+        scatter=scatter,
         largest_row=int(cuts.rows[worst]),
         largest_place=int(cuts.places[worst]),
     )

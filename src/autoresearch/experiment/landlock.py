@@ -37,6 +37,8 @@ FORBIDDEN = (
     *(428, 429, 430, 431, 432, 433, 442, 298, 246, 175, 313, 438),
 )
 SOCKET = 41
+# setpgid and setsid: they seem to work and do nothing, so that one signal to the process group ends all that a run has started.
+PRETENDED = (109, 112)
 
 
 def problem() -> str:
@@ -119,7 +121,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
 
 def _filter_calls(libc: ctypes.CDLL, network: bool) -> None:
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
+    allow, refuse, pretend, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000, 0x80000000
 
     def step(code: int, yes: int, no: int, value: int) -> bytes:
         return struct.pack("HBBI", code, yes, no, value)
@@ -134,6 +136,8 @@ def _filter_calls(libc: ctypes.CDLL, network: bool) -> None:
     ]
     for number in FORBIDDEN:
         program += [step(equal, 0, 1, number), step(give, 0, 0, refuse)]
+    for number in PRETENDED:
+        program += [step(equal, 0, 1, number), step(give, 0, 0, pretend)]
     if network:  # the internet, and netlink for its addresses; a Unix socket's path is nothing that Landlock looks at
         known = [step(equal, left, 0, family) for left, family in ((3, 2), (2, 10), (1, 16))]
         program += [step(equal, 0, 5, SOCKET), step(load, 0, 0, 16), *known, step(give, 0, 0, refuse)]

@@ -24,7 +24,8 @@ LEAST_BATCHES = (
 )
 MOST_TOKENS = 2**24  # in a batch
 PATIENCE = 120.0  # seconds for an answer that takes milliseconds, on a machine that is busy
-WEIGHTS_LIMIT = 2**33  # bytes
+# Bytes of weights: they are copied, and a referee that runs out of memory stops the night.
+WEIGHTS_LIMIT = min(2**33, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 DEVICES = ("cpu", "cuda", "mps", "other")
 
 

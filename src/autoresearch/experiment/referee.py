@@ -33,6 +33,7 @@ from autoresearch.lab import write_atomically
 
 # Seconds past the budget before a run is overtime: handing over the weights and what a step's length was misjudged by.
 GRACE = 1.0
+DISK_PATIENCE = 10.0  # seconds for a disk that was filled to have room again
 SAMPLE_ROWS = 20_000  # training rows from which the decoys' frequencies are counted
 VAULT = 10  # one row for the vault on so many scored ones, where the held-out text goes on behind them
 
@@ -47,6 +48,7 @@ class Spec:
     budget: float  # seconds
     startup_allowance: float  # seconds before `start` that are free; more is charged to the budget
     evaluation_limit: float = 900.0  # seconds from the first batch to the last
+    shown: str = ""  # file that is made before the first validation token is shown
     losses: str = ""  # file (.npy) to write the losses of the scored rows to
     caches: str = ""  # the candidate's compile caches, and where they are copied to when it says `start`
     snapshot: str = ""
@@ -99,6 +101,7 @@ class Referee:
         match.await_start(spec.caches, spec.snapshot)
         match.start(shuffled, len(training), self.granted())
         batch_rows = match.take_weights(match.budget + GRACE)
+        self.tell_shown()
         losses, stopped = match.evaluate(text.rows[:, :-1], text.rows[:, 1:], batch_rows)
         trained = stopped - match.started
         if trained > match.budget + GRACE:
@@ -110,9 +113,12 @@ class Referee:
         done = time.monotonic()
         tokens = text.counted * prepare.MAX_SEQ_LEN
         match.tell({"op": "score", "val_bpb": bpb, "eval_tokens": tokens})
-        write_atomically(Path(spec.weights), match.weights)
-        if spec.losses:
-            np.save(spec.losses, losses[: text.counted])
+        try:
+            write_atomically(Path(spec.weights), match.weights)
+            if spec.losses:
+                np.save(spec.losses, losses[: text.counted])
+        except OSError as error:
+            raise Foul(f"no room for its weights: {error.strerror}") from None
         return Verdict(
             outcome="scored",
             val_bpb=bpb,
@@ -142,10 +148,16 @@ class Referee:
             raise Foul("it did not give back the weights that it got: a model must be what its tensors are")
         wanted, each = np.zeros(shown.shape, np.uint16), np.arange(len(shown))
         wanted[each, places.places] = targets
+        self.tell_shown()
         losses, _ = match.evaluate(shown, wanted, batch_rows, least_batches=1)  # nobody's clock stops here
         findings = cuts.compare(places, scored, losses[each, places.places])
         match.tell({"op": "score", "val_bpb": 0.0, "eval_tokens": len(each)})
         return Verdict(outcome="scored", device=match.device, transport=match.transport, findings=asdict(findings))
+
+    def tell_shown(self) -> None:
+        """What the candidate prints from here on may be held-out text: the runner takes no more of it."""
+        if self.spec.shown:
+            Path(self.spec.shown).touch()
 
     def text(self, training: np.ndarray) -> Text:
         prepare = self.prepare
@@ -206,8 +218,20 @@ def main() -> int:
         with contextlib.suppress(Foul):
             match.tell({"op": "refused", "reason": verdict.reason})
         verdict = dataclasses.replace(verdict, startup_seconds=(match.started or time.monotonic()) - match.began)
-    write_atomically(Path(spec.verdict), json.dumps(asdict(verdict)))
+    write_verdict(Path(spec.verdict), verdict)
     return 0
+
+
+def write_verdict(path: Path, verdict: Verdict) -> None:
+    """A run that filled the disk is a crash: the runner ends it and removes its folder meanwhile."""
+    deadline = time.monotonic() + DISK_PATIENCE
+    while True:
+        try:
+            return write_atomically(path, json.dumps(asdict(verdict)))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

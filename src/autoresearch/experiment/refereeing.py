@@ -96,7 +96,8 @@ class Refereeing:
         self.conditions, self.caches = conditions, caches
         folder = conditions.folder
         self.verdict_path, self.log = folder / "verdict.json", folder / "referee.log"
-        for stale in (self.verdict_path, folder / LOSSES):
+        self.shown = folder / "shown"
+        for stale in (self.verdict_path, self.shown, folder / LOSSES):
             stale.unlink(missing_ok=True)
         ours, self.end = socket.socketpair()
         with ours, self.log.open("wb") as log:
@@ -117,6 +118,7 @@ class Refereeing:
             "budget": given.budget,
             "startup_allowance": WARM_ALLOWANCE if compile_caches.is_warm(self.caches) else COLD_ALLOWANCE,
             "evaluation_limit": most,
+            "shown": str(self.shown),
             "losses": str(given.folder / LOSSES),
             "caches": str(self.caches / compile_caches.LIVE),
             "snapshot": "" if given.audit else str(given.folder / CACHES),
@@ -132,6 +134,11 @@ class Refereeing:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    @property
+    def has_shown_text(self) -> bool:
+        """From now on what the candidate prints may be validation text."""
+        return self.shown.exists()
 
     @property
     def is_gone(self) -> bool:

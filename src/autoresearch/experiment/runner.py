@@ -6,11 +6,13 @@ behind, floods of output. What it may reach is `sandbox.py`'s part, what it scor
 A plan without conditions is a run whose own word is taken, labelled self-reported; no command of ours makes one.
 """
 
+import builtins
 import contextlib
 import hashlib
 import math
 import os
 import re
+import resource
 import selectors
 import shutil
 import signal
@@ -39,10 +41,20 @@ LOG_TAIL_BYTES = 64 * 2**10  # of a longer log the end is kept too: the summary 
 LATE_READS = 16  # of 64 KB: what a pipe can still hold when the process has ended
 POLL_SECONDS = 0.2
 MIN_FREE_BYTES = 256 * 2**20  # weights, log and caches of a run need less
+MAX_FILE_BYTES = 16 * 2**30  # of a file that a run writes; the largest are compile caches and weights
 MAX_DETAIL = 200  # characters of an error's last line
 
 PROGRESS = re.compile(rb"step (\d+) \((\d+\.\d)%\) \| loss: (\S+) \| tok/s: ([\d,]+) .*?left: (\d+)s")
 ATTENTION = re.compile(r"\battention: ([^|\n]+)")
+# What a run may still say once it has seen validation text, each of it once: the summary, and which error ended it.
+FIGURES = {
+    *("val_bpb", "peak_vram_mb", "depth", "score", "training_seconds", "total_seconds", "startup_seconds", "evaluation_seconds"),
+    *("mfu_percent", "total_tokens_M", "num_steps", "num_params_M", "eval_tokens", "---"),
+}
+FIGURE = re.compile(rb"(---)$|(\w+): +(?:[-+.\dEe]{1,20}|nan|inf|refereed|self-reported)$")
+ERRORS = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+ERRORS.add("OutOfMemoryError")  # torch's
+ERROR = re.compile(rb"(?:train\.py: )?(?:torch\.)?(\w+)")
 # What a candidate may see of this process's environment.
 PASSED = (
     "PATH",
@@ -97,7 +109,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             environment = referee.environment(environment, work)
             command = referee.command(command, environment, work)
             descriptors = [referee.end.fileno()]
-        log = _Log(stack.enter_context(log_path.open("wb", buffering=0)))
+        log = _Log(stack.enter_context(log_path.open("wb", buffering=0)), lambda: bool(referee and referee.has_shown_text))
         process = subprocess.Popen(
             command,
             cwd=work,
@@ -107,6 +119,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=lambda: limit(plan),
         )
         if referee:
             referee.end.close()  # the candidate's copy is the only one: its end is seen
@@ -115,7 +128,7 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         def look() -> None:
             meter.look()
             if referee and referee.is_gone:
-                referee.result(RunResult(CRASHED))  # raises NotReady
+                judged(plan, referee, RunResult(CRASHED))  # raises NotReady
             if should_stop():
                 raise Interrupted("stopped")
 
@@ -133,13 +146,31 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
         shutil.rmtree(work, ignore_errors=True)
         result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
         if referee:
-            result = referee.result(replace(result, memory_mb=meter.peak_mb))
+            result = judged(plan, referee, replace(result, memory_mb=meter.peak_mb))
         elif result.outcome == SCORED and overtime(result, plan.budget):
             took = f"trained for {result.training_seconds:.1f} s of {plan.budget:.1f} s"
             result = RunResult(TIMED_OUT, wall_seconds=wall, crash_class="overtime", detail=took)
     if result.outcome != SCORED:
         check_disk(plan.folder)  # full by something else, it crashes a run that is innocent
     return result
+
+
+def limit(plan: RunPlan) -> None:
+    """Called in the candidate's process before anything of it runs. Memory only on the CPU: CUDA maps far more than it uses."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
+    if plan.refereed and plan.refereed.gpu is None and sys.platform == "linux":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def judged(plan: RunPlan, referee: Refereeing, seen: RunResult) -> RunResult:
+    """The referee's word. Raises NotReady where there is none, and says if a full disk is why."""
+    try:
+        return referee.result(seen)
+    except NotReady:
+        check_disk(plan.folder)
+        raise
 
 
 def meter_of(plan: RunPlan, pid: int, referee: Refereeing | None) -> Meter:
@@ -182,16 +213,38 @@ def _environment(plan: RunPlan) -> dict[str, str]:
 
 
 class _Log:
-    """A log that keeps the beginning and the end of what is written to it, as far as the disk has room."""
+    """A log that keeps the beginning and the end of what is written to it, as far as the disk has room.
 
-    def __init__(self, file: FileIO) -> None:
+    Once `has_seen_text` the candidate has seen validation text, and of what it prints only the summary's numbers and the names of
+    errors are taken, each once: people read the log, and the next proposal's brief quotes it.
+    """
+
+    def __init__(self, file: FileIO, has_seen_text: Callable[[], bool] = lambda: False) -> None:
         self.file, self.written, self.left_out, self.tail = file, 0, 0, b""
+        self.has_seen_text, self.line, self.said = has_seen_text, b"", set[str]()
 
     def write(self, chunk: bytes) -> None:
+        if self.has_seen_text():
+            *lines, line = (self.line + chunk).split(b"\n")
+            self.line = line[:MAX_DETAIL]
+            chunk = b"".join(map(self._harmless, lines))
         self.tail = (self.tail + chunk)[-LOG_TAIL_BYTES:]
         written = self._put(chunk[: MAX_LOG_BYTES - self.written])
         self.written += written
         self.left_out += len(chunk) - written
+
+    def _harmless(self, line: bytes) -> bytes:
+        """The line, or b"" where it could carry text."""
+        if found := FIGURE.match(line):
+            name, known = (found.group(1) or found.group(2)).decode(), FIGURES
+        elif found := ERROR.match(line):
+            name, known = found.group(1).decode(errors="replace"), ERRORS
+        else:
+            return b""
+        if name not in known or name in self.said:
+            return b""
+        self.said.add(name)
+        return found.group(0) + b"\n"
 
     def finish(self) -> None:
         if self.left_out:
@@ -315,7 +368,7 @@ def classify(text: str, exit_code: int) -> tuple[str, str]:
     tail = "\n".join(lines[-30:])
     if exit_code == -signal.SIGKILL:
         return "oom", "killed by the system, most likely out of memory"
-    if re.search(r"OutOfMemoryError|out of memory|MemoryError|can't allocate memory", tail):
+    if re.search(r"OutOfMemoryError|out of memory|MemoryError|can't allocate memory|Cannot allocate memory", tail):
         return "oom", detail
     if re.search(r"FloatingPointError|non-finite", tail):
         return "non-finite", detail
