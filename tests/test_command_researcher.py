@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import Cli, git, toy
 from labs import Background, agent, copy_of, dies, journal, rows, setting, state, statuses, template, tip, wait_for
 
 from autoresearch.errors import Interrupted, WrongCall
+from autoresearch.experiment import sandbox
 from autoresearch.lab import Lab
 from autoresearch.researchers import Context, Options, Proposal, ResearcherFailed, command, make, process
 
@@ -29,7 +31,7 @@ def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def context(lab: Path) -> Context:
-    return Context(Lab(lab), toy(), "# Brief\n", [], lab / ".autoresearch" / "scratch" / "lab")
+    return Context(Lab(lab), toy(), "# Brief\n", [], lab / ".autoresearch" / "scratch" / "lab", sandbox="none")
 
 
 def propose(context: Context, program: str, seconds: float = 60.0) -> Proposal:
@@ -44,6 +46,24 @@ def refusal(context: Context, program: str, seconds: float = 60.0) -> str:
     with pytest.raises(ResearcherFailed) as told:
         propose(context, program, seconds)
     return str(told.value)
+
+
+@pytest.mark.skipif(sandbox.best()[0] == sandbox.NONE, reason=f"no sandbox on this machine: {sandbox.best()[1]}")
+def test_in_the_sandbox_it_has_its_scratch_folder_and_the_variables_that_the_settings_name(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "k1")
+    monkeypatch.setenv("OTHER_KEY", "k2")
+    secret = context.lab.root / "secret"
+    secret.write_text("s3")
+    path = context.lab.root.parent / "researcher"
+    said = f"tried $MY_KEY$OTHER_KEY $(cat '{secret}' 2>&1 | wc -c)"
+    path.write_text(f"#!/bin/sh\nsed -i 's/LR = 0.1/LR = 0.2/' train.py; echo \"{said}\"\n")
+    path.chmod(0o755)
+    researcher = make(str(path), Options(variables=("MY_KEY",)))
+    proposal = researcher.propose(replace(context, sandbox=sandbox.best()[0]))
+    words = proposal.description.split()
+    assert words[:2] == ["tried", "k1"] and words[2] != "2" and "LR = 0.2" in proposal.source
 
 
 # -- what it gets and what it gives ----------------------------------------------------------------------------------
@@ -134,7 +154,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(context: Context) -> N
 
 def test_a_person_who_stops_at_once_does_not_wait_for_it(context: Context) -> None:
     started = context.lab.root.parent / "started"
-    stopped = Context(context.lab, context.source, context.brief, [], context.scratch, started.exists)
+    stopped = replace(context, should_stop=started.exists)
     with pytest.raises(Interrupted):
         propose(stopped, f"touch '{started}'; sleep 600")
 

@@ -209,7 +209,7 @@ class Loop:
     def context(self, source: str, refusal: str = "", running: Experiment | None = None) -> Context:
         told = facts.of_session(self.session, source, refusal, running)
         self.scratch.mkdir(parents=True, exist_ok=True)
-        return Context(self.lab, source, brief.write(told), told.history, self.scratch, lambda: self.stop.now)
+        return Context(self.lab, source, brief.write(told), told.history, self.scratch, lambda: self.stop.now, self.sandbox)
 
     def incumbent_source(self) -> str:
         return self.ratchet.show(self.session.tip(), TRAIN)

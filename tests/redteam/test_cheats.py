@@ -25,30 +25,8 @@ def levels(cheat: Cheat) -> tuple[str, ...]:
     return cheat.levels or (BEST,)
 
 
-# What gets through today, by name and level: strict, so that whoever mends it takes the line out.
-LOG, LIMITS = "what a run prints in its evaluation is taken as it is", "a box sets no limits on memory and files"
-OPEN = {
-    ("validation text printed into the log", BEST): LOG,
-    ("validation text in the words of an error", BEST): LOG,
-    ("validation text in figures and names that look like a summary's and an error's", BEST): LOG,
-    ("folders too deep to be copied in the compile cache", BEST): "the copy of the caches raises in the referee",
-    (
-        "a process that was forked twice lives on, with an empty environment",
-        sandbox.LANDLOCK,
-    ): "under Landlock left-over processes are found by their environment",
-    **{
-        (name, level): LIMITS
-        for name in ("more memory than the machine has", "a file larger than any model")
-        for level in (sandbox.BUBBLEWRAP, sandbox.LANDLOCK)
-    },
-}
-
-
-def marks(cheat: Cheat, level: str) -> list[pytest.MarkDecorator]:
-    found = [pytest.mark.skipif(bool(MISSING[level]), reason=f"{level} is not to be had here: {MISSING[level]}")]
-    if reason := OPEN.get((cheat.name, level)):
-        found.append(pytest.mark.xfail(reason=reason, strict=True))
-    return found
+def marks(level: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.skipif(bool(MISSING[level]), reason=f"{level} is not to be had here: {MISSING[level]}")]
 
 
 CASES = [
@@ -56,7 +34,7 @@ CASES = [
         cheat,
         level,
         id=f"{cheat.name} [{level}]" if cheat.levels else cheat.name,
-        marks=marks(cheat, level),
+        marks=marks(level),
     )
     for cheat in ALL
     for level in levels(cheat)

@@ -21,7 +21,7 @@ from autoresearch.check import Refused, check
 from autoresearch.lab import Lab
 from autoresearch.literals import code_key
 from autoresearch.ratchet import Ratchet
-from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers import Context, Options, Proposal, ResearcherFailed
 from autoresearch.researchers.command import Command
 from autoresearch.results import Row
 
@@ -101,7 +101,7 @@ def ours(place: Place, script: str, tried: list[str]) -> Outcome:
     scratch = place.lab / ".autoresearch" / "scratch" / "lab"
     scratch.mkdir(parents=True)
     try:
-        proposal = Command([str(program)], 30.0).propose(Context(lab, toy(), "the brief", [], scratch))
+        proposal = Command([str(program)], Options(time_limit=30.0)).propose(Context(lab, toy(), "the brief", [], scratch))
         check(proposal.source, toy(), tried)
     except (ResearcherFailed, Refused) as reason:
         return Outcome(refused=str(reason))
@@ -200,14 +200,7 @@ MOVES = (
 )
 
 
-# What gets through today: strict, so that whoever gives the command researcher its box takes the line out.
-OPEN = {
-    "a row of its own written into the lab's results.tsv",
-    "a process of the researcher lives on",
-    "validation rows looked up for the next train.py",
-}
-NO_BOX = pytest.mark.xfail(reason="a command researcher runs without a box", strict=True)
-CASES = [pytest.param(move, id=move.name, marks=[NO_BOX] if move.name in OPEN else []) for move in MOVES]
+CASES = [pytest.param(move, id=move.name) for move in MOVES]
 
 
 @pytest.mark.parametrize("move", CASES)

@@ -72,6 +72,7 @@ class Context:
     history: Sequence[Experiment]  # settled experiments of the same fingerprint, oldest first
     scratch: Path  # an empty folder of its own; its log is `researcher.log` beside it
     should_stop: Callable[[], bool] | None = None  # a person wants to stop now
+    sandbox: str = ""  # the level that the loop took; "": the best of this machine
 
     @property
     def log(self) -> Path:

@@ -77,6 +77,7 @@ class Acp:
             settings=settings,
             logins=(*logins, *self.options.files),
             home_files=home_files,
+            level=context.sandbox,
         )
 
 

@@ -96,6 +96,7 @@ class Agent(ABC):
             settings=self.settings(),
             logins=(*self.logins, *self.options.files),
             home_files=self.home_files(),
+            level=context.sandbox,
         )
 
 

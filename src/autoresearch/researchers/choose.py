@@ -59,7 +59,7 @@ def one(spec: str, options: Options) -> Researcher:
     if any(mark in spec for mark in " /"):
         from autoresearch.researchers.command import Command
 
-        return Command(_words(spec), options.time_limit)
+        return Command(_words(spec), options)
     raise WrongCall(
         f"--researcher {spec}: not one of {', '.join(KNOWN)}, acp:COMMAND; a command needs a space or a slash in it, as './{spec}'"
     )

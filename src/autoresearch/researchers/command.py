@@ -1,19 +1,21 @@
 """Any program as a researcher.
 
 It is started in a scratch folder with copies of the lab's files, gets the brief as BRIEF.md and on its standard input, changes
-train.py there and prints one line that says what it tried. Only its train.py is taken. It sees the caller's environment and the
-network: it needs its keys.
+train.py there and prints one line that says what it tried. Only its train.py is taken. It runs in the sandbox, with the network and
+the environment variables and home files that the settings name; where no sandbox was wanted, with all that the caller has.
 """
 
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoresearch.errors import WrongCall
+from autoresearch.experiment import sandbox
 from autoresearch.lab import FILES, TRAIN
-from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
+from autoresearch.researchers import Context, Options, Proposal, ResearcherFailed, process, said
 from autoresearch.results import clean
 
 OUTPUT_LIMIT = 4 * 2**20  # bytes of its output that are kept as its log
@@ -23,8 +25,8 @@ SOURCE_LIMIT = 2**20  # bytes of a train.py that are read at all
 class Command:
     thinks = True
 
-    def __init__(self, words: Sequence[str], time_limit: float) -> None:
-        self.words, self.time_limit = list(words), time_limit
+    def __init__(self, words: Sequence[str], options: Options) -> None:
+        self.words, self.options = list(words), options
         if "/" in self.words[0]:
             # Not resolved: a virtual environment's python is a link, and must stay one. pathlib's expanduser raises for ~nobody.
             self.words[0] = str(Path(os.path.expanduser(self.words[0])).absolute())  # noqa: PTH111
@@ -52,10 +54,15 @@ class Command:
                 self.words,
                 context.scratch,
                 context.log,
-                self.time_limit,
+                self.options.time_limit,
                 context.should_stop,
+                variables=(*([self.options.key_variable] if self.options.key_variable else []), *self.options.variables),
+                # `python3` is the lab's own there: a version manager's stand-in could not reach what it stands for.
+                settings={"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"},
+                logins=self.options.files,
                 stdin=context.scratch / "BRIEF.md",
-                boxed=False,
+                boxed=context.sandbox != sandbox.NONE,
+                level=context.sandbox,
             )
         )
 

@@ -56,6 +56,7 @@ class Launch:
     home_files: Mapping[str, str] = field(default_factory=dict)  # files made in its home: name and text
     stdin: Path | None = None
     boxed: bool = True  # False: the caller's own environment and files
+    level: str = ""  # of its sandbox; "": the best of this machine
 
     @property
     def home(self) -> Path:
@@ -96,7 +97,7 @@ def started(launch: Launch, stdin: Any, stdout: Any, stderr: Any) -> "Iterator[s
         environment = environment_of(launch)
     environment[MARK] = str(launch.scratch)
     if launch.boxed:
-        words = sandbox.command(_box(launch, environment), words, sandbox.best()[0])
+        words = sandbox.command(_box(launch, environment), words, launch.level or sandbox.best()[0])
     ours, theirs = socket.socketpair()
     leash = [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("leash.py")), str(theirs.fileno()), *words]
     with ours:
