@@ -11,4 +11,4 @@ cd "$root"
 unset AUTORESEARCH_HOME AUTORESEARCH_CACHE AUTORESEARCH_SEED AUTORESEARCH_WEIGHTS_IN AUTORESEARCH_WEIGHTS_OUT
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # small models on few cores: more threads only get in one another's way
-exec "$(venv_python)" -m pytest "$@" </dev/null
+exec "$(venv_python)" -m pytest --numprocesses auto --maxprocesses 4 "$@" </dev/null

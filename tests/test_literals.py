@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch.hardware import probe
-from autoresearch.literals import code_key, read_literals, set_literals, values
+from autoresearch.literals import code_key, override, read_literals, set_literals, values
 from autoresearch.profiles import profile_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,3 +222,26 @@ def test_the_key_is_the_same_in_every_process() -> None:
 def test_a_sum_of_a_thousand_terms_has_a_key_too() -> None:
     long = "A = x" + " + x" * 900 + "\n"
     assert code_key(long) == code_key(long) != code_key("A = x\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("DEPTH=2x", "DEPTH = 8  # layers"),
+        ("DEPTH=2**4", "DEPTH = 16  # layers"),
+        ("LR=1", "LR = 1.0"),
+        ("LR=0.5x", "LR = 0.15"),
+        ("PATTERN=SL", 'PATTERN = "SL"'),
+        ("PATTERN='SL'", 'PATTERN = "SL"'),
+        ("FAST=False", "FAST = False"),
+    ],
+)
+def test_a_setting_of_the_command_line_changes_its_literal(setting: str, line: str) -> None:
+    source = 'DEPTH = 4  # layers\nLR = 0.3\nPATTERN = "S"\nFAST = True\n'
+    assert line in override(source, [setting]).splitlines()
+
+
+@pytest.mark.parametrize("setting", ["DEPTH", "DEPT=3", "DEPTH=1.5", "DEPTH=x", "LR=fast", "FAST=1", "DEPTH=__import__('os')"])
+def test_a_setting_that_cannot_be_is_told_by_its_words(setting: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(setting)):
+        override("DEPTH = 4\nLR = 0.3\nFAST = True\n", [setting])

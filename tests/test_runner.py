@@ -198,6 +198,17 @@ def test_run_prints_the_two_figures_and_leaves_its_log_in_the_lab(lab: Path, cli
     assert journal(lab) == []
 
 
+def test_run_with_a_literal_set_says_so_and_leaves_train_py_as_it_is(lab: Path, cli: Cli) -> None:
+    before = (lab / "train.py").read_text()
+    done = cli("run", "--set", "LR=2x", "--set", "DEPTH=6")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"val_bpb: {scored(0.2, 6):.6f}"
+    assert "measured by the referee with LR=2x, DEPTH=6, not committed" in done.stderr
+    assert (lab / "train.py").read_text() == before and git(lab, "status", "--porcelain") == ""
+    refused = cli("run", "--set", "LRR=2x")
+    assert refused.returncode == 64 and "--set LRR=2x: want NAME=VALUE with one of LR, DEPTH, MODE" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("mode", "code", "said"),
     [("crash", 1, "crash (error): RuntimeError: told to crash"), ("hang", 2, "timeout (timeout): not done after 1 s, ended")],

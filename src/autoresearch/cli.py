@@ -88,11 +88,18 @@ def command_setup(arguments: argparse.Namespace) -> int:
 
 def command_run(arguments: argparse.Namespace) -> int:
     from autoresearch.journal import Journal
+    from autoresearch.literals import override
 
     if arguments.record is not None and not arguments.record.strip():
         raise WrongCall("--record needs a text: what you tried, in one line")
+    if arguments.record is not None and arguments.set:
+        raise WrongCall("--set is for a look, --record for an edit of train.py: give one of them")
     lab = lab_here()
     source = lab.train_source()
+    try:
+        source = override(source, arguments.set)
+    except ValueError as error:
+        raise WrongCall(f"--set {error}") from None
     with Journal(lab).lock():
         if arguments.record is not None:
             return _record(lab, source, arguments)
@@ -134,7 +141,8 @@ def _run_once(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
         print(f"val_bpb: {result.val_bpb:.6f}")
         print(f"peak_vram_mb: {result.memory_mb or 0:.1f}")
         adopt(plan.folder / CACHES, plan.caches)
-        say(f"measured by the referee, sandbox {result.sandbox}; the whole output is in {lab.log}")
+        changed = f" with {', '.join(arguments.set)}, not committed" if arguments.set else ""
+        say(f"measured by the referee{changed}, sandbox {result.sandbox}; the whole output is in {lab.log}")
         return 0
     say(f"{result.outcome} ({result.crash_class}): {result.detail}; the whole output is in {lab.log}")
     return TIMEOUT if result.outcome == TIMED_OUT else CRASH
@@ -439,6 +447,8 @@ def parser() -> Parser:
 
     run = commands.add_parser("run", help="run train.py once")
     run.add_argument("--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried")
+    set_help = "run with this literal of train.py changed, or multiplied (DEPTH=2x); nothing is committed; may be repeated"
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
     _sandbox(run)
     _tag(run)
     _allowance(run)

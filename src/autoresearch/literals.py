@@ -164,23 +164,27 @@ def override(source: str, settings: Iterable[str]) -> str:
     """`source` with each "NAME=VALUE" in it: a literal as Python writes it, or "2x" for a multiple. Raises ValueError, one line."""
     for setting in settings:
         name, equals, text = setting.partition("=")
-        old = read_literals(source).get(name)
-        if not equals or old is None:
-            known = ", ".join(read_literals(source))
-            raise ValueError(f"{setting}: want NAME=VALUE with a literal of train.py: {known}")
-        try:
-            value = evaluate(ast.parse(text.removesuffix("x"), mode="eval").body)
-            value = value * old.value if text.endswith("x") else value
-        except (SyntaxError, ValueError, TypeError):
-            value = text if isinstance(old.value, str) else None
-        if isinstance(old.value, float) and type(value) is int:
-            value = float(value)
-        if isinstance(old.value, int) and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is not type(old.value):
-            raise ValueError(f"{setting}: {name} = {old.value!r} is a {type(old.value).__name__}, {text!r} is none")
-        source = set_literals(source, {name: value})
+        known = read_literals(source)
+        if not equals or name not in known:
+            raise ValueError(f"{setting}: want NAME=VALUE with one of {', '.join(known)}")
+        source = set_literals(source, {name: _given(setting, known[name].value, text)})
     return source
+
+
+def _given(setting: str, old: Any, text: str) -> Any:
+    """The value that `text` stands for, of the type that the literal has. Raises ValueError."""
+    try:
+        value = evaluate(ast.parse(text.removesuffix("x"), mode="eval").body)
+        value = value * old if text.endswith("x") else value
+    except (SyntaxError, ValueError, TypeError):
+        value = text
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    elif isinstance(old, int) and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not type(old):
+        raise ValueError(f"{setting}: the value is {old!r} now, of the type {type(old).__name__}")
+    return value
 
 
 def _written(value: Any) -> str:
