@@ -47,7 +47,14 @@ def session(folder: Path, ahead: bool) -> tuple[float, float, int]:
     loop = [*AUTORESEARCH, "loop", "--researcher", str(program), *([] if ahead else ["--no-ahead"])]
     subprocess.run([*loop, "--max", "1"], cwd=lab, env=environment, check=True, capture_output=True)
     began = time.monotonic()
-    out = subprocess.run([*loop, "--max", str(EXPERIMENTS)], cwd=lab, env=environment, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [*loop, "--sandbox", "none", "--max", str(EXPERIMENTS)],
+        cwd=lab,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     whole = time.monotonic() - began
     lines = (lab / ".autoresearch" / "experiments.jsonl").read_text().splitlines()
     done = [json.loads(line) for line in lines][-EXPERIMENTS:]
