@@ -44,11 +44,11 @@ def session(folder: Path, ahead: bool) -> tuple[float, float, int]:
     program = folder / "researcher"
     program.write_text(RESEARCHER.replace("CALLS", str(folder / "calls")))
     program.chmod(0o755)
-    loop = [*AUTORESEARCH, "loop", "--researcher", str(program), *([] if ahead else ["--no-ahead"])]
+    loop = [*AUTORESEARCH, "loop", "--sandbox", "none", "--researcher", str(program), *([] if ahead else ["--no-ahead"])]
     subprocess.run([*loop, "--max", "1"], cwd=lab, env=environment, check=True, capture_output=True)
     began = time.monotonic()
     out = subprocess.run(
-        [*loop, "--sandbox", "none", "--max", str(EXPERIMENTS)],
+        [*loop, "--max", str(EXPERIMENTS)],
         cwd=lab,
         env=environment,
         capture_output=True,

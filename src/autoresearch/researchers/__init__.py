@@ -114,6 +114,11 @@ class Options:
     variables: tuple[str, ...] = ()  # further environment variables that its process gets
     files: tuple[str, ...] = ()  # further files of the home folder that it gets copies of
 
+    @property
+    def all_variables(self) -> tuple[str, ...]:
+        """Every environment variable that a person named, the key's among them."""
+        return (self.key_variable, *self.variables) if self.key_variable else self.variables
+
     def priced(self, cost: Cost) -> Cost:
         """With dollars by the prices that a person named, where the source tells none."""
         if cost.dollars is not None or self.input_price is None or self.output_price is None:

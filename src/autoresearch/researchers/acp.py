@@ -73,7 +73,7 @@ class Acp:
             context.log,
             self.options.time_limit,
             context.should_stop,
-            variables=(*variables, *([self.options.key_variable] if self.options.key_variable else []), *self.options.variables),
+            variables=(*variables, *self.options.all_variables),
             settings=settings,
             logins=(*logins, *self.options.files),
             home_files=home_files,

@@ -84,7 +84,6 @@ class Agent(ABC):
         return finished(self.name, context, before, answer)
 
     def launch(self, context: Context) -> process.Launch:
-        own = (self.options.key_variable,) if self.options.key_variable else ()
         return process.Launch(
             self.name,
             self.words(context.brief + TASK, context),
@@ -92,7 +91,7 @@ class Agent(ABC):
             context.log,
             self.options.time_limit,
             context.should_stop,
-            variables=(*self.variables, *own, *self.options.variables),
+            variables=(*self.variables, *self.options.all_variables),
             settings=self.settings(),
             logins=(*self.logins, *self.options.files),
             home_files=self.home_files(),

@@ -56,7 +56,7 @@ class Command:
                 context.log,
                 self.options.time_limit,
                 context.should_stop,
-                variables=(*([self.options.key_variable] if self.options.key_variable else []), *self.options.variables),
+                variables=self.options.all_variables,
                 # `python3` is the lab's own there: a version manager's stand-in could not reach what it stands for.
                 settings={"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"},
                 logins=self.options.files,
