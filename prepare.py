@@ -1140,7 +1140,7 @@ def folder_inputs(root: Path) -> Inputs:
 # tkinter, idlelib and others off. Some of them left in 3.13; the rest still is enough for the CPU profile.
 STDLIB_HELD_OUT = (
     "_pydecimal _pyio aifc cgi cgitb chunk curses dbm ftplib imaplib mailbox mailcap modulefinder netrc nntplib "
-    "optparse pipes poplib pyclbr sched shelve smtplib sndhdr sqlite3 sunau tabnanny telnetlib trace wave wsgiref "
+    "optparse pipes poplib pyclbr sched shelve smtplib sndhdr sunau tabnanny telnetlib trace wave wsgiref "
     "xdrlib xmlrpc"
 )
 # Tests, tables, generated text, and what other packages put there.

@@ -49,19 +49,29 @@ def lay_out(folder: Path, source: str, constants: str) -> None:
     shutil.copy(ROOT / "prepare.py", folder)
 
 
-def train(folder: Path, seed: int, gpu: str) -> str:
-    """Run it; returns its row."""
+def start(folder: Path, seed: int, gpu: str) -> tuple[int, str, float]:
+    """Run its train.py; returns the exit code, what it printed, and the seconds that all took."""
     env = os.environ | {"AUTORESEARCH_SEED": str(seed), "PYTHONUNBUFFERED": "1"}
     env |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     began = time.monotonic()
     with (folder / "run.log").open("wb") as log:
         code = subprocess.run([sys.executable, "-u", "train.py"], cwd=folder, env=env, stdout=log, stderr=log).returncode
-    wall = time.monotonic() - began
     text = (folder / "run.log").read_text(errors="replace").replace("\r", "\n")
+    return code, text, time.monotonic() - began
+
+
+def summary_of(log: str) -> dict[str, str]:
+    """The summary that train.py prints."""
+    return dict(re.findall(r"^(\w+): +(\S+)$", log, re.MULTILINE))
+
+
+def train(folder: Path, seed: int, gpu: str) -> str:
+    """Run it; returns its row."""
+    code, text, wall = start(folder, seed, gpu)
     if code:
         last = ([line for line in text.splitlines() if line.strip()] or ["no output"])[-1]
         return f"{folder.name} | failed with exit code {code}: {last[:300]}"
-    found = dict(re.findall(r"^(\w+): +(\S+)$", text, re.MULTILINE))
+    found = summary_of(text)
     attention = re.search(r"attention: ([^|]*?) \|", text)
     cells = [
         folder.name,

@@ -183,8 +183,18 @@ def gpu_nodes(index: int) -> list[Path]:
 
 @functools.cache
 def interpreter() -> tuple[str, ...]:
-    """Where this Python and its packages lie, outside the system's folders."""
+    """Where this Python, its packages, and the compilers that they start lie, outside the system's folders."""
     found = [Path(sys.prefix), Path(sys.base_prefix), Path(sysconfig.get_paths()["stdlib"]), Path(sys.executable).resolve().parent]
-    outside = [path for path in found if not any(path.is_relative_to(folder) for folder in SYSTEM)]
+    outside = [path for path in [*found, *compilers()] if not any(path.is_relative_to(folder) for folder in SYSTEM)]
     places = {path for path in outside if not any(path != other and path.is_relative_to(other) for other in outside)}
     return tuple(sorted(map(str, places)))
+
+
+def compilers() -> list[Path]:
+    """Folders of the C and C++ compilers that torch.compile and Triton start: a toolchain lies beside its `bin`."""
+    words = [word for name in ("CC", "CXX") for word in os.environ.get(name, "").split()]
+    programs = [Path(found) for word in (*words, "gcc", "g++", "clang") if (found := shutil.which(word))]
+    folders = [path.parent for program in programs for path in (program, program.resolve())]
+    return [
+        folder.parent if folder.name == "bin" and not Path.home().is_relative_to(folder.parent) else folder for folder in folders
+    ]
