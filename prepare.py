@@ -213,11 +213,13 @@ class RefereedRun(Run):
         _synchronize(device)
         self._stopped = time.perf_counter()
         referee = self.referee
-        referee.evaluate(_weights_of(model), batch_rows)
+        weights = shared_file("weights", 0)
+        _write_weights(model, weights)
+        referee.evaluate(weights, batch_rows)
         if referee.shape != (batch_rows, MAX_SEQ_LEN, VOCAB_SIZE):
             raise SystemExit(f"the referee scores logits of shape {referee.shape}: prepare.py and constants.py differ from its own")
         shared = self._shared_logits()
-        given = None
+        given, is_pinned = None, referee.transport == GPU_MEMORY or device.type != "cuda"
         for slot, piece in referee.requests():
             if piece == 0:
                 given = None  # before the next batch needs the memory
@@ -227,6 +229,9 @@ class RefereedRun(Run):
             part = given[piece * referee.piece_rows : (piece + 1) * referee.piece_rows, :, :VOCAB_SIZE]
             shared[slot, : len(part)].copy_(part)
             _synchronize(device)
+            if not is_pinned:  # copies run at the bus's speed then; it takes a second, so not while the clock runs
+                torch.cuda.cudart().cudaHostRegister(shared.data_ptr(), shared.nbytes, 0)
+                is_pinned = True
         self.val_bpb, self.eval_tokens = referee.score
         self._evaluation_seconds = time.perf_counter() - self._stopped
         return self.val_bpb
@@ -235,7 +240,7 @@ class RefereedRun(Run):
         """The memory that the referee reads the logits from: on its GPU, if this process can map it, else the host's."""
         import torch
 
-        referee, device = self.referee, self._device
+        referee = self.referee
         if referee.transport == GPU_MEMORY:
             try:
                 self._memory = DeviceMemory(referee.logits_bytes, referee.logits_file)
@@ -243,19 +248,51 @@ class RefereedRun(Run):
             except RuntimeError as problem:
                 print(f"logits pass through the host's memory: {problem}", flush=True)
                 referee.ask_for_host_memory()
-        memory = referee.map_logits()
-        logits = torch.frombuffer(memory, dtype=torch.float32).view(referee.logits_shape)
-        if device is not None and device.type == "cuda":
-            torch.cuda.cudart().cudaHostRegister(logits.data_ptr(), logits.nbytes, 0)  # pinned: copies run at the bus's speed
-        return logits
+        return torch.frombuffer(referee.map_logits(), dtype=torch.float32).view(referee.logits_shape)
 
 
-def _weights_of(model: torch.nn.Module) -> bytes:
-    """The model's state as safetensors. Tensors that share memory are written one by one."""
-    from safetensors.torch import save
+# How safetensors calls the types of torch.
+_WEIGHT_TYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
-    state = _unwrapped(model).state_dict()
-    return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()})
+
+def _write_weights(model: torch.nn.Module, descriptor: int) -> None:
+    """The model's state as safetensors into an empty file. Tensors that share memory are written one by one.
+
+    A clock may be running: each tensor is copied once, from the device into the file. Raises ValueError for a type without a name.
+    """
+    import torch
+
+    state = {name: tensor.detach() for name, tensor in _unwrapped(model).state_dict().items()}
+    spans = list(itertools.pairwise(itertools.accumulate((tensor.nbytes for tensor in state.values()), initial=0)))
+    if unknown := {str(tensor.dtype) for tensor in state.values()} - set(_WEIGHT_TYPES):
+        raise ValueError(f"weights of the type {', '.join(sorted(unknown))} can't be handed over: keep them as float32 or bfloat16")
+    header = json.dumps(
+        {
+            name: {"dtype": _WEIGHT_TYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": span}
+            for (name, tensor), span in zip(state.items(), spans, strict=True)
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    first = 8 + len(header)
+    os.ftruncate(descriptor, first + (spans[-1][1] if spans else 0))
+    with mmap.mmap(descriptor, 0) as memory:
+        memory[:first] = len(header).to_bytes(8, "little") + header
+        for tensor, (start, _) in zip(state.values(), spans, strict=True):
+            if tensor.nbytes:
+                place = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=first + start)
+                place.copy_(tensor.reshape(-1))
+                del place  # the memory can't be unmapped before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,9 +358,9 @@ class Candidate:
         rows = np.frombuffer(_mapped(files[0]), np.uint16, count=answer["rows"] * (MAX_SEQ_LEN + 1)).reshape(-1, MAX_SEQ_LEN + 1)
         return rows, float(answer["budget"]), bytes(_mapped(files[1])) if answer["weights"] else None
 
-    def evaluate(self, weights: bytes, batch_rows: int) -> None:
-        """Hand over the weights (safetensors) and get the memory for tokens (slots, B, T) and logits."""
-        file = shared_file("weights", weights)
+    def evaluate(self, weights: bytes | int, batch_rows: int) -> None:
+        """Hand over the weights (safetensors, or a file of them) and get the memory for tokens (slots, B, T) and logits."""
+        file = weights if isinstance(weights, int) else shared_file("weights", weights)
         self._accept(*self._ask({"op": "evaluate", "batch_rows": batch_rows}, [file]))
         os.close(file)
 
@@ -537,7 +574,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 def save_weights(model: torch.nn.Module, path: Path) -> None:
     """Write the model's state as safetensors, by rename."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(_weights_of(model))
+    with part.open("w+b") as file:
+        _write_weights(model, file.fileno())
     part.replace(path)
 
 

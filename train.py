@@ -16,9 +16,12 @@ so that one batched product serves every layer in the optimizer.
 
 import gc
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # what is freed can be used for any size; before the import
 
 import torch
 import torch.nn.functional as F
@@ -337,6 +340,7 @@ class GPT(nn.Module):
         return 6 * products + 12 * NUM_HEADS * HEAD_DIM * sum(min(reach, MAX_SEQ_LEN) for reach in self.reach)
 
 
+@compiled
 def softcap(logits: Tensor) -> Tensor:
     """The model's raw logits come divided by SOFTCAP already: cheaper there than on V columns."""
     return SOFTCAP * torch.tanh(logits.float())

