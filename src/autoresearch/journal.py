@@ -14,6 +14,7 @@ what is next. Standard library only.
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -75,7 +76,8 @@ class Experiment:
     commit: str | None = None
     seed: int = 0
     baseline: bool = False
-    result: RunResult | None = None
+    runs: tuple[RunResult, ...] = ()  # all that count, in order, each with a seed of its own
+    result: RunResult | None = None  # of the last of them, whose weights lie in the folder
     status: str = ""  # keep, discard, crash; once judged
     incumbent_bpb: float | None = None  # what it was judged against
     literals: dict[str, Any] | None = None  # the ALL_CAPS literals of its train.py
@@ -92,8 +94,28 @@ class Experiment:
     settled: str = ""
 
     @property
+    def counted(self) -> tuple[RunResult, ...]:
+        """The runs that decide. Of an experiment from before there were repeats: its one run."""
+        return self.runs or ((self.result,) if self.result else ())
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """val_bpb of each run that has one, in order."""
+        return tuple(run.val_bpb for run in self.counted if run.val_bpb is not None)
+
+    @property
     def val_bpb(self) -> float | None:
-        return self.result.val_bpb if self.result else None
+        """The mean of its runs; None unless every one of them was scored."""
+        scores = self.scores
+        return math.fsum(scores) / len(scores) if scores and len(scores) == len(self.counted) else None
+
+    def ran(self, result: RunResult) -> "Experiment":
+        """With one more run that counts."""
+        return replace(self, runs=(*self.counted, result), result=result)
+
+    def refuted(self, result: RunResult) -> "Experiment":
+        """With another result of its last run."""
+        return replace(self, runs=(*self.counted[:-1], result), result=result)
 
     @classmethod
     def from_json(cls, text: bytes) -> "Experiment | None":
@@ -108,9 +130,14 @@ class Experiment:
         known = {each.name for each in fields(cls)}
         kept = {name: value for name, value in data.items() if name in known}
         if isinstance(kept.get("result"), dict):
-            names = {each.name for each in fields(RunResult)}
-            kept["result"] = RunResult(**{name: value for name, value in kept["result"].items() if name in names})
+            kept["result"] = _result(kept["result"])
+        kept["runs"] = tuple(map(_result, kept.get("runs") or ()))
         return cls(**kept)
+
+
+def _result(data: dict[str, Any]) -> RunResult:
+    names = {each.name for each in fields(RunResult)}
+    return RunResult(**{name: value for name, value in data.items() if name in names})
 
 
 @dataclass(frozen=True)

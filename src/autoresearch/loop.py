@@ -302,8 +302,8 @@ class Loop:
             compile(source, TRAIN, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
-            return self.journal.save(experiment, stage=MEASURED, result=result)
-        plan = self.plan(experiment)
+            return self.journal.save(experiment.ran(result), stage=MEASURED)
+        plan = self.plan(experiment, runner.seed_of(experiment.seed, len(experiment.counted)))
         title = f"#{experiment.n} {experiment.description}"
         with self.view.run(title, plan.budget):
             result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
@@ -312,19 +312,21 @@ class Loop:
             self.session.check_machine()
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
-        return self.journal.save(experiment, stage=MEASURED, result=result)
+        return self.journal.save(experiment.ran(result), stage=MEASURED)
 
-    def plan(self, experiment: Experiment) -> runner.RunPlan:
-        folder = self.journal.folder(experiment.n)
+    def plan(self, experiment: Experiment, seed: int | None = None) -> runner.RunPlan:
+        """A run with this seed, or again its last one, whose weights lie in the folder."""
+        folder, last = self.journal.folder(experiment.n), experiment.result.seed if experiment.result else None
+        seed = next(known for known in (seed, last, experiment.seed) if known is not None)
         return runner.RunPlan(
             source=self.source_of(experiment),
             helpers=self.session.helpers,
             folder=folder,
             budget=float(self.session.constants["TIME_BUDGET"]),
             caches=self.caches,
-            seed=experiment.seed,
+            seed=seed,
             allowance=self.allowance,
-            refereed=self.session.conditions(folder, self.sandbox, experiment.seed),
+            refereed=self.session.conditions(folder, self.sandbox, seed),
         )
 
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
@@ -372,7 +374,7 @@ class Loop:
         if not report.reason:
             return experiment
         result = replace(experiment.result or RunResult(CRASHED), outcome=CRASHED, val_bpb=None)
-        return replace(experiment, result=replace(result, crash_class="audit", detail=report.reason))
+        return experiment.refuted(replace(result, crash_class="audit", detail=report.reason))
 
     def branch_tip(self, experiment: Experiment) -> str:
         return self.ratchet.commit_of(f"refs/heads/autoresearch/{experiment.session}") or experiment.parent
@@ -424,7 +426,9 @@ class Loop:
 
 
 def row_of(experiment: Experiment) -> Row:
-    """The experiment as results.tsv has it."""
-    memory = experiment.result.memory_mb if experiment.result else None
+    """The experiment as results.tsv has it; its description's tail says how many runs decided, if several."""
+    memory = max((run.memory_mb for run in experiment.counted if run.memory_mb is not None), default=None)
     gigabytes = None if memory is None else memory / 1024
-    return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, experiment.description)
+    tail = f" n={len(experiment.runs)}" if len(experiment.runs) > 1 else ""
+    description = clean(experiment.description, results.MAX_DESCRIPTION - len(tail)) + tail
+    return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, description)

@@ -38,11 +38,11 @@ class Row:
         return self.status == KEEP and self.val_bpb is not None
 
 
-def clean(description: str) -> str:
+def clean(description: str, limit: int = MAX_DESCRIPTION) -> str:
     """One line without control characters, direction marks or escape codes, of a length that fits a table."""
     text = UNPRINTABLE.sub(" ", ESCAPE.sub("", description))
     text = " ".join(text.split())
-    return text if len(text) <= MAX_DESCRIPTION else text[: MAX_DESCRIPTION - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def format_row(row: Row, names: Sequence[str] = HEADER) -> str:
