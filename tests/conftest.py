@@ -50,6 +50,7 @@ import time
 LR = 0.1  # learning rate
 DEPTH = 4  # transformer blocks
 MODE = "normal"  # normal, crash, oom, hang, nan or silent; fixed
+NOISE = 0.0  # how far the seed moves the score; fixed
 
 HEADER = b'{"steep":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 
@@ -58,7 +59,9 @@ def refereed(steep: float) -> float:
     import numpy as np
     import prepare
 
-    referee = prepare.open_run().referee
+    run = prepare.open_run()
+    referee = run.referee
+    steep *= 1 + NOISE * (run.seed * 2654435761 % 2**32 / 2**31 - 1)
     _, _, weights = referee.start("cpu")
     if weights:
         (steep,) = struct.unpack("<f", weights[-4:])
@@ -89,7 +92,7 @@ def main() -> None:
         return
     bowl = round((LR - 0.3) ** 2 + 0.01 * (DEPTH - 6) ** 2, 9)
     if "AUTORESEARCH_REFEREE" in os.environ:
-        score = refereed(2 / (1 + 5 * bowl))
+        score = refereed(16 * (1 + 5 * bowl))
     else:
         score = float("nan") if MODE == "nan" else 1 + bowl
     figures = {
@@ -140,7 +143,7 @@ def toy(**literals: Any) -> str:
     return source
 
 
-def scored(LR: float = 0.1, DEPTH: int = 4, rows: int = EVAL_ROWS) -> float:
+def scored(LR: float = 0.1, DEPTH: int = 4, NOISE: float = 0.0, seed: int = 1337, rows: int = EVAL_ROWS) -> float:
     """val_bpb of the toy train.py with these literals, from the prepared data itself; once there was a `prepared_cache`. A lab that
     was not made small by `fewer_tokens` scores 512 rows."""
     (folder,) = PREPARED.glob("prepared/stdlib-*")
@@ -148,7 +151,8 @@ def scored(LR: float = 0.1, DEPTH: int = 4, rows: int = EVAL_ROWS) -> float:
     sizes = np.zeros(VOCABULARY, np.int64)
     sizes[: len(stored)] = [len(base64.b64decode(token)) for token in stored]
     targets = np.fromfile(folder / "val.bin", np.uint16).reshape(-1, 257)[:rows, 1:].ravel()
-    steep = np.float32(2 / (1 + 5 * round((LR - 0.3) ** 2 + 0.01 * (DEPTH - 6) ** 2, 9)))
+    moved = 1 + NOISE * (seed * 2654435761 % 2**32 / 2**31 - 1)
+    steep = np.float32(16 * (1 + 5 * round((LR - 0.3) ** 2 + 0.01 * (DEPTH - 6) ** 2, 9)) * moved)
     logits = np.arange(VOCABULARY) * np.float32(-float(steep) / VOCABULARY)
     logits = logits.astype(np.float32)
     nats = np.log(np.exp(logits - logits.max()).sum()) - (logits - logits.max())
@@ -227,7 +231,12 @@ def environment_of(home: Path, cache: Path) -> dict[str, str]:
 def unboxed(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """Most tests are about the harness, and their runs and researchers reach for files of the test: they ask for no sandbox. Those
     about sandboxes name one."""
-    boxed = arguments and arguments[0] in ("loop", "run", "audit") and "--sandbox" not in arguments and "--help" not in arguments
+    boxed = (
+        arguments
+        and arguments[0] in ("loop", "run", "audit", "verify")
+        and "--sandbox" not in arguments
+        and "--help" not in arguments
+    )
     return (*arguments, "--sandbox", "none") if boxed else arguments
 
 

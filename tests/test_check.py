@@ -1,17 +1,15 @@
-"""Claims about what is refused before any GPU time is spent, and about the keep rule."""
+"""Claims about what is refused before any GPU time is spent."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import math
 import random
 
 import pytest
 from conftest import ROOT, toy
 
 from autoresearch.check import MAX_COMPRESSED, Refused, check
-from autoresearch.judge import judge
 from autoresearch.literals import code_key
 
 BASE = toy()
@@ -105,23 +103,3 @@ def test_data_in_many_small_pieces_is_refused_too(form: str) -> None:
 )
 def test_what_an_idea_needs_is_allowed(fine: str) -> None:
     assert check(toy(LR=0.2) + "\n" + fine + "\n", BASE, [])
-
-
-# -- the keep rule -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("score", "incumbent", "status"),
-    [
-        (0.9, 1.0, "keep"),
-        (1.0, 1.0, "discard"),
-        (1.1, 1.0, "discard"),
-        (5.0, None, "keep"),
-        (None, 1.0, "crash"),
-        (None, None, "crash"),
-        (math.nan, 1.0, "discard"),
-        (math.nextafter(1.0, 0), 1.0, "keep"),
-    ],
-)
-def test_lower_is_kept_equal_is_not_and_no_score_is_a_crash(score: float | None, incumbent: float | None, status: str) -> None:
-    assert judge(score, incumbent) == status

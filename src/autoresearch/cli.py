@@ -21,7 +21,9 @@ from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab
 
 if TYPE_CHECKING:
     from autoresearch.experiment.refereeing import Conditions
-    from autoresearch.journal import Journal
+    from autoresearch.journal import Experiment, Journal
+    from autoresearch.judge import Rule
+    from autoresearch.loop import Loop
     from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session
     from autoresearch.setup import Wishes
@@ -172,7 +174,8 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
     level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
-    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level)
+    rule = _rule(session, arguments)
+    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level, rule=rule)
     done = loop.record(source, arguments.record)
     if done is None:
         say("train.py is unchanged: this was the baseline; change train.py and record again")
@@ -202,12 +205,15 @@ def command_loop(arguments: argparse.Namespace) -> int:
     with Journal(lab).lock():
         session = _open_session(lab, arguments, view)
         stop = Stop(view)
-        say(_estimate(session, arguments.max))
+        rule = _rule(session, arguments)
+        say(_estimate(session, arguments.max, rule))
+        say(_told(rule, session))
         level = sandbox.choose(arguments.sandbox, researchers.name == "search", say, session.machine.device == "cuda")
         if researchers.name == "search":
             say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
-            Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead, sandbox=level).run(arguments.max)
+            loop = Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead, sandbox=level, rule=rule)
+            loop.run(arguments.max)
         finally:
             _end(session)
     return STOPPED if stop.now else 0
@@ -259,12 +265,35 @@ def _edited_by_us(lab: Lab, journal: "Journal", ratchet: "Ratchet") -> bool:
     return lab.train.read_bytes() in (parent, (journal.folder(left.n) / TRAIN).read_bytes())
 
 
-def _estimate(session: "Session", limit: int) -> str:
+def _rule(session: "Session", arguments: argparse.Namespace) -> "Rule":
+    from autoresearch import settings
+
+    names = {"keep": "keep", settings.NOISE_RUNS: "noise_runs", "keep-simpler": "keep_simpler"}
+    flags = {name: getattr(arguments, field, None) for name, field in names.items()}
+    return settings.rule(session.lab, flags, session.machine.device)
+
+
+def _told(rule: "Rule", session: "Session") -> str:
+    """How this session judges, in a line."""
+    from autoresearch import judge
+
+    if rule.keep == judge.STRICT:
+        return "keep rule: strict: one run each, lower is kept"
+    known = session.noise()
+    source = f"from {known.measured} repeats and a prior" if known.measured else f"a prior: {session.prior.source}"
+    baseline = "once (--noise-runs N for more)" if rule.noise_runs == 1 else f"{rule.noise_runs} times"
+    return (
+        f"keep rule: measured: a run scatters by {known.sigma:.4f} ({source}); the baseline is run {baseline}, a candidate up to "
+        f"{rule.most_runs} times, until it is better beyond that noise or not"
+    )
+
+
+def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
     """'5 experiments and the baseline, about 44 s each: done in about 5 minutes'."""
     seconds = [done.result.wall_seconds for done in session.history() if done.result and done.result.val_bpb]
     budget = float(session.constants["TIME_BUDGET"])
     each = sorted(seconds)[len(seconds) // 2] if seconds else budget + BEYOND_BUDGET[session.machine.device]
-    runs = limit + (session.incumbent() is None)
+    runs = limit + (rule.noise_runs if session.incumbent() is None else 0)
     if limit == 0:
         return f"experiments until you stop with Ctrl-C, about {each:.0f} s each ({budget:.0f} s of training)"
     what = f"{limit} experiment{'s' if limit > 1 else ''}{' and the baseline' if runs > limit else ''}"
@@ -339,32 +368,63 @@ def _detach(lab: Lab) -> int:
 
 def command_audit(arguments: argparse.Namespace) -> int:
     """Start a kept experiment's train.py again with its weights and compare its losses with the scored ones."""
-    from autoresearch.experiment import sandbox
     from autoresearch.experiment.audit import audit
     from autoresearch.journal import Journal
+
+    lab = lab_here()
+    with Journal(lab).lock():
+        loop = _open_loop(lab, arguments)
+        found = _named(loop.session, "audit", arguments.commit)
+        report = audit(loop.plan(found), lambda: loop.stop.now)
+    print(json.dumps(report.as_dict() | {"passed": not report.reason}))
+    say(report.reason or f"experiment {found.n} gives its losses again from its weights alone")
+    return CRASH if report.reason else 0
+
+
+def command_verify(arguments: argparse.Namespace) -> int:
+    """Run a kept experiment and the session's start again, with fresh seeds, and say what of the gain is real."""
+    from autoresearch.journal import Journal
+    from autoresearch.verify import Verifier, text, verify_all, verify_one
+
+    if arguments.all and arguments.commit:
+        raise WrongCall("--all verifies the whole session: give a COMMIT or --all")
+    lab = lab_here()
+    with Journal(lab).lock():
+        loop = _open_loop(lab, arguments)
+        loop.end_left_over()
+        verifier = Verifier(loop.session, loop.execute, loop.sandbox, arguments.allowance)
+        rounds = arguments.runs or (3 if loop.session.machine.device == "cuda" else 2)
+        wanted = _named(loop.session, "verify", arguments.commit) if arguments.commit else None
+        findings = verify_all(verifier, rounds) if arguments.all else verify_one(verifier, wanted, rounds)
+    print(json.dumps([finding.as_dict() for finding in findings], indent=2) if arguments.json else text(findings))
+    return 0 if all(finding.gain or not finding.runs for finding in findings) else CRASH
+
+
+def _open_loop(lab: Lab, arguments: argparse.Namespace) -> "Loop":
+    """The session's loop without a researcher: for what runs train.py and proposes nothing."""
+    from autoresearch.experiment import sandbox
     from autoresearch.loop import Loop, Stop
     from autoresearch.researchers.team import Team
     from autoresearch.view import View
 
-    view, lab = View(), lab_here()
-    with Journal(lab).lock():
-        session = _open_session(lab, arguments, view)
-        level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
-        wanted = arguments.commit
-        named = {done.n: str(done.n) if wanted.isdigit() and len(wanted) < 7 else done.commit or "" for done in session.history()}
-        found = [done for done in session.history() if wanted and named[done.n].startswith(wanted)]
-        found = [done for done in found if named[done.n] == wanted] or found
-        if len(found) != 1:
-            raise WrongCall(f"audit {wanted}: {len(found)} experiments of these conditions fit: give a commit of results.tsv")
-        stop = Stop(view)
-        plan = Loop(session, Team(()), view, stop, arguments.allowance, sandbox=level).plan(found[0])
-        report = audit(plan, lambda: stop.now)
-    print(json.dumps(report.as_dict() | {"passed": not report.reason}))
-    say(report.reason or f"experiment {found[0].n} gives its losses again from its weights alone")
-    return CRASH if report.reason else 0
+    view = View()
+    session = _open_session(lab, arguments, view)
+    level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
+    return Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level, rule=_rule(session, arguments))
+
+
+def _named(session: "Session", command: str, wanted: str) -> "Experiment":
+    """The experiment with this commit or number. Raises WrongCall."""
+    named = {done.n: str(done.n) if wanted.isdigit() and len(wanted) < 7 else done.commit or "" for done in session.history()}
+    found = [done for done in session.history() if wanted and named[done.n].startswith(wanted)]
+    found = [done for done in found if named[done.n] == wanted] or found
+    if len(found) != 1:
+        raise WrongCall(f"{command} {wanted}: {len(found)} experiments of these conditions fit: give a commit of results.tsv")
+    return found[0]
 
 
 def command_results(arguments: argparse.Namespace) -> int:
+    from autoresearch.history import newest_judged
     from autoresearch.journal import Journal
 
     lab = lab_here()
@@ -385,7 +445,10 @@ def command_results(arguments: argparse.Namespace) -> int:
         say(f"drawn: {arguments.plot}")
     numbers = Journal(lab).numbers()
     if arguments.json:
-        print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers), indent=2))
+        newest = newest_judged(Journal(lab).settled())
+        judgement = newest.judgement if newest else None
+        known = {"noise": {name: judgement[name] for name in ("sigma", "measured")} if judgement else None}
+        print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers) | known, indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
         _print_account(lab)
@@ -449,6 +512,7 @@ def parser() -> Parser:
     run.add_argument("--record", metavar="TEXT", help="make it a whole turn: commit, run, judge, row; TEXT says what was tried")
     set_help = "run with this literal of train.py changed, or multiplied (DEPTH=2x); nothing is committed; may be repeated"
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
+    _judge(run)
     _sandbox(run)
     _tag(run)
     _allowance(run)
@@ -464,6 +528,7 @@ def parser() -> Parser:
     )
     loop.add_argument("--desc", metavar="TEXT", help="a title for the session")
     _researcher(loop)
+    _judge(loop)
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
     _sandbox(loop)
     _tag(loop)
@@ -476,6 +541,20 @@ def parser() -> Parser:
     _tag(audit)
     _allowance(audit)
     audit.set_defaults(call=command_audit)
+
+    verify = commands.add_parser("verify", help="run a kept commit again with fresh seeds: what of its gain is real")
+    verify.add_argument(
+        "commit", nargs="?", metavar="COMMIT", help="a kept commit, as in results.tsv, or its number (default: the best)"
+    )
+    verify.add_argument("--all", action="store_true", help="the whole gain, and what each kept step is worth at the end")
+    verify.add_argument(
+        "--runs", type=count, metavar="N", help="runs of each (default: on a GPU 3, else 2); more calls add to them"
+    )
+    verify.add_argument("--json", action="store_true", help="as JSON")
+    _sandbox(verify)
+    _tag(verify)
+    _allowance(verify)
+    verify.set_defaults(call=command_verify)
 
     show = commands.add_parser("results", help="report on results.tsv")
     show.add_argument("--top", type=int, default=10, metavar="N", help="how many of the best to list (default 10)")
@@ -519,6 +598,14 @@ def _researcher(loop: argparse.ArgumentParser) -> None:
     loop.add_argument(
         "--no-ahead", dest="ahead", action="store_false", help="don't ask for the next proposal while an experiment trains"
     )
+
+
+def _judge(command: argparse.ArgumentParser) -> None:
+    keep_help = "measured: better beyond the noise, by as many runs as that takes (default); strict: one run, lower wins"
+    command.add_argument("--keep", choices=("measured", "strict"), help=keep_help)
+    command.add_argument("--noise-runs", type=count, metavar="N", help="runs of the baseline (default: on a GPU 3, else 1)")
+    simpler_help = "whether a train.py that is as good and has clearly less code is kept too (default on)"
+    command.add_argument("--keep-simpler", choices=("on", "off"), help=simpler_help)
 
 
 def _tag(command: argparse.ArgumentParser) -> None:

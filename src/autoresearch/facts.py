@@ -1,6 +1,8 @@
 """The facts of a brief, from an open session or from a lab as it lies on the disk."""
 
-from autoresearch import brief, hardware
+import math
+
+from autoresearch import brief, hardware, noise, standing
 from autoresearch.errors import NotReady
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Experiment, Journal
@@ -15,7 +17,8 @@ RUNS = 3  # of the newest, one of which has a loss to tell: one that does not ev
 
 def of_session(session: Session, source: str, refusal: str = "", running: Experiment | None = None) -> brief.Facts:
     """`source`: the train.py that the next proposal starts from; `running`: the experiment that trains just now."""
-    return _facts(session.lab, session.machine, session.history(), session.incumbent(), source, session.journal, refusal, running)
+    history, incumbent = session.history(), session.incumbent()
+    return _facts(session.lab, session.machine, history, incumbent, source, session.journal, session.noise(), refusal, running)
 
 
 def of_lab(lab: Lab) -> brief.Facts:
@@ -25,7 +28,10 @@ def of_lab(lab: Lab) -> brief.Facts:
     if record:
         history = [done for done in journal.settled() if done.fingerprint == record.fingerprint]
     kept = [done for done in history if done.status == KEEP and record and done.session == record.tag]
-    return _facts(lab, hardware.probe(), history, kept[-1] if kept else None, lab.read(TRAIN), journal)
+    machine = hardware.probe()
+    prior = noise.prior_for(machine.device, float(lab.constants()["TIME_BUDGET"]))
+    known = standing.noise_of(journal, record.fingerprint if record else "", prior)
+    return _facts(lab, machine, history, kept[-1] if kept else None, lab.read(TRAIN), journal, known)
 
 
 def _tag(lab: Lab) -> str:
@@ -43,6 +49,7 @@ def _facts(
     incumbent: Experiment | None,
     source: str,
     journal: Journal,
+    known: noise.Noise,
     refusal: str = "",
     running: Experiment | None = None,
 ) -> brief.Facts:
@@ -59,6 +66,7 @@ def _facts(
         history=history,
         refusal=refusal,
         memory_mb=machine.vram_mb or machine.ram_mb,
+        noise=math.sqrt(2) * known.sigma,  # of a difference of two
         running=running,
         curve=next(filter(None, curves), ()),
         settings=settings,

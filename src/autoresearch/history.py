@@ -1,6 +1,7 @@
 """`autoresearch history`: every settled experiment with what was expected of it, for people and for agents."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from autoresearch.brief import change
 from autoresearch.journal import Experiment, Journal
 from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, summary
-from autoresearch.results import CRASH
+from autoresearch.results import CRASH, KEEP
 
 
 def search(history: Iterable[Experiment], words: str) -> list[Experiment]:
@@ -31,6 +32,7 @@ def as_dict(done: Experiment) -> dict[str, Any]:
         "commit": done.commit,
         "status": done.status,
         "val_bpb": done.val_bpb,
+        "runs": len(done.counted),
         "gain": -change(done) if done.val_bpb is not None and done.incumbent_bpb is not None else None,
         "crash_class": done.result.crash_class if done.result and done.status == CRASH else None,
         "memory_mb": done.result.memory_mb if done.result else None,
@@ -76,4 +78,23 @@ def account(lab: Lab, tag: str | None = None) -> list[str]:
         gained = sum(change(done) < 0 for done in expecting)
         figures = f"{-expected:+.6f} and {-came:+.6f} on average, {gained} better than before"
         lines.append(f"Expected against measured, {len(expecting)} experiments: {figures}")
-    return lines
+    return lines + noise_lines(Journal(lab).settled(), tag)
+
+
+def newest_judged(history: Sequence[Experiment], tag: str | None = None) -> Experiment | None:
+    """The newest whose judgement tells how far runs scatter."""
+    judged = (done for done in reversed(history) if tag in (None, done.session) and done.judgement and done.judgement.get("sigma"))
+    return next(judged, None)
+
+
+def noise_lines(history: Sequence[Experiment], tag: str | None = None) -> list[str]:
+    """How far runs scatter as far as is known, and on how many runs the keeps rest. Nothing where nothing was judged."""
+    newest = newest_judged(history, tag)
+    if newest is None or newest.judgement is None:
+        return []
+    sigma, measured = newest.judgement["sigma"], newest.judgement["measured"]
+    source = f"{measured} repeats and a prior" if measured else "a prior, no repeat yet"
+    same = [done for done in history if tag in (None, done.session) and done.fingerprint == newest.fingerprint]
+    kept = Counter(len(done.counted) for done in same if done.status == KEEP)
+    runs = ", ".join(f"{count} on {runs} run{'s' if runs > 1 else ''}" for runs, count in sorted(kept.items()))
+    return [f"Noise: one run scatters by {sigma:.6f} val_bpb ({source}); kept: {runs or 'nothing'}"]

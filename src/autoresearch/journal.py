@@ -3,6 +3,8 @@
     lock                        held by the one process that may work in this lab
     sessions/<tag>.json         what a session is; beside it its own copies of prepare.py and constants.py
     experiments.jsonl           one line for each settled experiment, in order
+    repeats.jsonl               one line for each run of a settled experiment that was made later, as an incumbent's
+    verify.jsonl                one line for each run that was made to verify a gain
     asked.jsonl                 one line for each time a researcher was asked, with what it took
     ahead.json                  a proposal that was made while another experiment trained, until it is one itself
     runs/<n>/                   an experiment's folder: state.json, train.py, patch, brief, run.log, weights, ...
@@ -90,6 +92,7 @@ class Experiment:
     output_tokens: int = 0
     dollars: float | None = 0.0  # None: nobody knows the price
     audit: dict[str, Any] | None = None  # what the audit of a would-be keep measured
+    judgement: dict[str, Any] | None = None  # what the judge made of its runs: standing.Judgement
     overhead_seconds: float = 0.0  # the harness's own part: git, files, parsing
     settled: str = ""
 
@@ -130,14 +133,24 @@ class Experiment:
         known = {each.name for each in fields(cls)}
         kept = {name: value for name, value in data.items() if name in known}
         if isinstance(kept.get("result"), dict):
-            kept["result"] = _result(kept["result"])
-        kept["runs"] = tuple(map(_result, kept.get("runs") or ()))
+            kept["result"] = result_from(kept["result"])
+        kept["runs"] = tuple(map(result_from, kept.get("runs") or ()))
         return cls(**kept)
 
 
-def _result(data: dict[str, Any]) -> RunResult:
+def result_from(data: dict[str, Any]) -> RunResult:
     names = {each.name for each in fields(RunResult)}
     return RunResult(**{name: value for name, value in data.items() if name in names})
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line that is on the disk when this returns; one that was cut by a crash goes: what it was about is done again."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,7 @@ class Journal:
     def __init__(self, lab: Lab) -> None:
         self.root = lab.journal
         self._settled: list[Experiment] | None = None
+        self._repeats: dict[int, list[RunResult]] | None = None
 
     # -- one process at a time -----------------------------------------------------------------------------------
 
@@ -219,6 +233,11 @@ class Journal:
         """The folder of a run that is no experiment."""
         return self.root / "scratch" / "run"
 
+    @property
+    def aside(self) -> Path:
+        """Where train.py is run beside the experiments: an incumbent once more, or to verify it."""
+        return self.root / "scratch" / "again"
+
     def folder(self, n: int) -> Path:
         return self.root / "runs" / str(n)
 
@@ -253,15 +272,26 @@ class Journal:
         """The experiment's last step. May be repeated."""
         experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
-            with (self.root / "experiments.jsonl").open("a+b") as file:
-                file.seek(0)
-                written = file.read()
-                file.truncate(written.rfind(b"\n") + 1)  # a line that was cut by a crash: its experiment's state is whole
-                file.write(json.dumps(asdict(experiment)).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.root / "experiments.jsonl", asdict(experiment))
             self.settled().append(experiment)
         return experiment
+
+    def repeats(self, n: int) -> list[RunResult]:
+        """The runs of a settled experiment that were made after it, in order."""
+        if self._repeats is None:
+            self._repeats = {}
+            with contextlib.suppress(FileNotFoundError):
+                for line in (self.root / "repeats.jsonl").read_bytes().split(b"\n"):
+                    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # a line that was cut by a crash
+                        data = json.loads(line)
+                        self._repeats.setdefault(data["n"], []).append(result_from(data["result"]))
+        return self._repeats.get(n, [])
+
+    def add_repeat(self, n: int, result: RunResult) -> None:
+        self.repeats(n)
+        append_line(self.root / "repeats.jsonl", {"n": n, "result": asdict(result)})
+        assert self._repeats is not None
+        self._repeats.setdefault(n, []).append(result)
 
     def unfinished(self) -> Experiment | None:
         """The experiment that a process left behind, if any: at most one, begun after all settled ones."""

@@ -205,7 +205,7 @@ def code_key(source: str) -> str:
     tree = parse(source)
     try:
         _resolve(tree)
-        meaning = ast.dump(_Plain().visit(tree))
+        meaning = ast.dump(plain(tree))
     except RecursionError:  # a sum of a thousand terms; then the text itself has to do
         meaning = source
     return hashlib.sha256(meaning.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -228,9 +228,14 @@ def _resolve(tree: ast.Module) -> None:
             node.value = ast.Constant(value)
 
 
-class _Plain(ast.NodeTransformer):
-    """The code without statements that do nothing, each number written as one."""
+def plain(tree: ast.Module) -> ast.Module:
+    """The code without statements that do nothing, each number written as one. Changes the tree."""
+    found = _Plain().visit(tree)
+    assert isinstance(found, ast.Module)
+    return found
 
+
+class _Plain(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autoresearch import brief, facts, results
+from autoresearch import brief, facts, results, standing
 from autoresearch.ahead import Ahead
 from autoresearch.check import Refused, check
 from autoresearch.desk import Answered, Desk
@@ -33,15 +33,16 @@ from autoresearch.journal import (
     Experiment,
     RunResult,
 )
-from autoresearch.judge import judge
+from autoresearch.judge import AGAIN, STRICT, Rule
 from autoresearch.lab import PROGRAM, TRAIN, write_atomically
 from autoresearch.ledger import Ledger, Limits
 from autoresearch.literals import code_key, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
 from autoresearch.researchers.team import Team
-from autoresearch.results import KEEP, Row, clean
+from autoresearch.results import CRASH, KEEP, Row, clean
 from autoresearch.session import Session
 from autoresearch.setup import now
+from autoresearch.standing import Judgement
 from autoresearch.view import View
 
 BARREN = 3  # proposals in a row that end without an experiment before the loop gives up on the researcher
@@ -82,9 +83,11 @@ class Loop:
         ahead: bool = True,
         *,
         sandbox: str,
+        rule: Rule,
     ) -> None:
         self.session, self.team, self.view, self.stop = session, team, view, stop
-        self.allowance, self.sandbox = allowance, sandbox
+        self.allowance, self.sandbox, self.rule = allowance, sandbox, rule
+        self.ran = 0.0  # seconds of runs and audits: not the harness's own
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
         self.caches = self.journal.root / "caches"
         ledger, limits = Ledger(self.journal.root), limits or Limits(time.monotonic())
@@ -118,6 +121,12 @@ class Loop:
 
     def record(self, source: str, description: str) -> Experiment | None:
         """One whole turn for a train.py that somebody edited by hand. None if there was only the baseline to run."""
+        try:
+            return self._record(source, description)
+        except Enough as stopped:
+            raise Interrupted(str(stopped)) from None
+
+    def _record(self, source: str, description: str) -> Experiment | None:
         left = self.recover()
         if left and left.researcher == HAND and self.source_of(left) == source:
             return left  # this very turn, which was interrupted before
@@ -141,19 +150,26 @@ class Loop:
 
     def recover(self) -> Experiment | None:
         """Finish what the last process left, whatever it was ended by. Returns the experiment that came to its end so."""
-        runner.end_left_over(self.journal.by_hand)
-        process.end_left_over(self.scratch)
+        self.end_left_over()
         left = self.journal.unfinished()
         if left is None:
             return None
-        runner.end_left_over(self.journal.folder(left.n))
         ours = (self.session.record.tag, self.session.record.fingerprint) == (left.session, left.fingerprint)
+        if not ours and left.counted and left.stage == RUNNING:
+            left = self.journal.save(left, stage=MEASURED)  # to be judged by the runs that it has
         if not ours and left.stage in (PROPOSED, COMMITTED, RUNNING):
             self.view.say(f"#{left.n} of session {left.session} was never measured and belongs to other conditions: left alone")
             self.journal.save(left, stage=ABANDONED)
             return None
         self.view.say(f"#{left.n} was left at '{left.stage}': going on from there")
         return self.finish(left)
+
+    def end_left_over(self) -> None:
+        """Kill what still runs of a process that died."""
+        left = self.journal.unfinished()
+        for folder in (self.journal.by_hand, self.journal.aside, *([self.journal.folder(left.n)] if left else [])):
+            runner.end_left_over(folder)
+        process.end_left_over(self.scratch)
 
     def begin(self) -> bool:
         """Run the baseline if the branch's train.py has none yet; True if so."""
@@ -240,7 +256,7 @@ class Loop:
                 parent=tip,
                 code_key=key,
                 started=now(),
-                seed=runner.DEFAULT_SEED,
+                seed=self.first_seed(n, baseline),
                 baseline=baseline,
                 literals={} if key == NO_KEY else values(proposal.source),
                 details=proposal.details,
@@ -253,6 +269,11 @@ class Loop:
                 dollars=proposal.cost.dollars,
             )
         )
+
+    def first_seed(self, n: int, baseline: bool) -> int:
+        """Each experiment has seeds of its own: a lucky one, shared by all, would make every candidate look better than a reference
+        without it. The strict rule's one run has the same seed always."""
+        return runner.DEFAULT_SEED if baseline or self.rule.keep == STRICT else runner.seed_of(n, runner.DEFAULT_SEED)
 
     # -- commit, run, judge, record, settle ----------------------------------------------------------------------
 
@@ -267,11 +288,9 @@ class Loop:
             RECORDED: self.settle,
         }
         while experiment.stage != SETTLED:
-            step, began = steps[experiment.stage], time.monotonic()
-            experiment = step(experiment)
-            ran = experiment.result.wall_seconds if step == self.measure and experiment.result else 0.0
-            ran += experiment.audit["seconds"] if step == self.judge and experiment.audit else 0.0
-            overhead = experiment.overhead_seconds + time.monotonic() - began - ran
+            began, self.ran = time.monotonic(), 0.0
+            experiment = steps[experiment.stage](experiment)
+            overhead = experiment.overhead_seconds + time.monotonic() - began - self.ran
             experiment = self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
         self.view.settled(experiment)
         return experiment
@@ -295,39 +314,45 @@ class Loop:
         return self.journal.save(experiment, stage=COMMITTED, commit=commit)
 
     def measure(self, experiment: Experiment) -> Experiment:
-        """Run train.py. A machine that is not ready leaves the experiment here, to be run again."""
+        """Run train.py, with another seed each time. A machine that is not ready leaves the experiment here, to be run again."""
         experiment = self.journal.save(experiment, stage=RUNNING)
-        source = self.source_of(experiment)
+        source, repeat = self.source_of(experiment), len(experiment.counted)
         try:
             compile(source, TRAIN, "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
             return self.journal.save(experiment.ran(result), stage=MEASURED)
-        plan = self.plan(experiment, runner.seed_of(experiment.seed, len(experiment.counted)))
-        title = f"#{experiment.n} {experiment.description}"
-        with self.view.run(title, plan.budget):
-            result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
-        shutil.copy(plan.folder / "run.log", self.lab.log)
+        plan = self.plan(experiment, runner.seed_of(experiment.seed, repeat))
+        result = self.execute(plan, f"#{experiment.n} {experiment.description}" + (f", run {repeat + 1}" if repeat else ""))
         if result.val_bpb is None:
             self.session.check_machine()
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment.ran(result), stage=MEASURED)
 
-    def plan(self, experiment: Experiment, seed: int | None = None) -> runner.RunPlan:
-        """A run with this seed, or again its last one, whose weights lie in the folder."""
-        folder, last = self.journal.folder(experiment.n), experiment.result.seed if experiment.result else None
+    def execute(self, plan: runner.RunPlan, title: str) -> RunResult:
+        with self.view.run(title, plan.budget):
+            result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
+        shutil.copy(plan.folder / "run.log", self.lab.log)
+        self.ran += result.wall_seconds
+        return result
+
+    def measure_again(self, incumbent: Experiment) -> None:
+        """One more run of a settled experiment, so that others can be compared with it. Its own weights stay."""
+        repeat = len(incumbent.counted) + len(self.journal.repeats(incumbent.n))
+        plan = self.plan(incumbent, runner.seed_of(incumbent.seed, repeat), self.journal.aside)
+        result = self.execute(plan, f"#{incumbent.n}, the incumbent, run {repeat + 1}")
+        if result.val_bpb is None:
+            self.session.check_machine()
+            self.view.say(f"#{incumbent.n} failed when it was run again ({result.crash_class}): its earlier runs have to do")
+        self.journal.add_repeat(incumbent.n, result)
+        audit.clear(self.journal.aside)
+
+    def plan(self, experiment: Experiment, seed: int | None = None, folder: Path | None = None) -> runner.RunPlan:
+        """A run with this seed, or again its last one, whose weights lie in its folder."""
+        folder, last = folder or self.journal.folder(experiment.n), experiment.result.seed if experiment.result else None
         seed = next(known for known in (seed, last, experiment.seed) if known is not None)
-        return runner.RunPlan(
-            source=self.source_of(experiment),
-            helpers=self.session.helpers,
-            folder=folder,
-            budget=float(self.session.constants["TIME_BUDGET"]),
-            caches=self.caches,
-            seed=seed,
-            allowance=self.allowance,
-            refereed=self.session.conditions(folder, self.sandbox, seed),
-        )
+        return self.session.plan(self.source_of(experiment), folder, seed, self.sandbox, self.allowance)
 
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
         """No night begins on a train.py that doesn't run."""
@@ -340,20 +365,22 @@ class Loop:
         )
 
     def judge(self, experiment: Experiment) -> Experiment:
-        """Keep, discard or crash; a kept commit gets its score into its subject, on top of the branch as it is now."""
+        """Keep, discard, crash or another run. A kept commit gets its score into its subject, on top of the branch as it is now."""
         best = None if experiment.baseline else self.session.kept(experiment.session, experiment.fingerprint)
-        before = best.val_bpb if best else None
-        status = judge(experiment.val_bpb, before)
+        judgement = self.weigh(experiment, best)
+        if judgement.is_open:
+            return self.run_again(experiment, best, judgement)
         commit, tip = experiment.commit or "", self.branch_tip(experiment)
-        description = experiment.description
+        status, description = judgement.status, results.with_tail(experiment.description, judgement.remark())
         if status == KEEP and self.ratchet.blob(tip, TRAIN) != self.ratchet.blob(experiment.parent, TRAIN):
             status, description = (
                 results.DISCARD,
-                f"{description} (better, but train.py was committed by hand meanwhile)",
+                results.with_tail(experiment.description, " (better, but train.py was committed by hand meanwhile)"),
             )
         if status == KEEP and not experiment.baseline:  # the baseline is its owner's own train.py
             experiment = self.audit(experiment)
-            status = judge(experiment.val_bpb, before)
+            status = status if experiment.val_bpb is not None else CRASH
+        before = judgement.incumbent_bpb
         if status == KEEP:
             change = "" if before is None else f" ({(experiment.val_bpb or 0.0) - before:+.6f})"
             subject = f"val_bpb {experiment.val_bpb:.6f}{change}: {description}"
@@ -363,13 +390,29 @@ class Loop:
             "commit": commit,
             "incumbent_bpb": before,
             "description": description,
+            "judgement": judgement.as_dict(),
         }
         return self.journal.save(experiment, stage=JUDGED, **changes)
+
+    def weigh(self, experiment: Experiment, best: Experiment | None) -> Judgement:
+        ours = (self.session.record.tag, self.session.record.fingerprint) == (experiment.session, experiment.fingerprint)
+        rule = self.rule if ours else standing.as_it_is(self.rule, experiment)
+        return standing.weigh(self.journal, experiment, best, self.session.prior, rule)
+
+    def run_again(self, experiment: Experiment, best: Experiment | None, judgement: Judgement) -> Experiment:
+        """What the judge needs before it can decide: a further run of the experiment, or of what it is compared with."""
+        if self.stop.asked:
+            raise Enough(f"#{experiment.n} has to be run again before it can be judged")
+        if judgement.outcome == AGAIN or best is None:
+            return self.journal.save(experiment, stage=RUNNING)
+        self.measure_again(best)
+        return experiment
 
     def audit(self, experiment: Experiment) -> Experiment:
         """A would-be keep must give its losses again, or it crashed."""
         self.view.say(f"#{experiment.n} would be kept: audit")
         report = audit.audit(self.plan(experiment), lambda: self.stop.now)
+        self.ran += report.seconds
         experiment = replace(experiment, audit=report.as_dict())
         if not report.reason:
             return experiment
@@ -426,9 +469,8 @@ class Loop:
 
 
 def row_of(experiment: Experiment) -> Row:
-    """The experiment as results.tsv has it; its description's tail says how many runs decided, if several."""
+    """The experiment as results.tsv has it."""
     memory = max((run.memory_mb for run in experiment.counted if run.memory_mb is not None), default=None)
     gigabytes = None if memory is None else memory / 1024
-    tail = f" n={len(experiment.runs)}" if len(experiment.runs) > 1 else ""
-    description = clean(experiment.description, results.MAX_DESCRIPTION - len(tail)) + tail
+    description = results.with_runs(experiment.description, len(experiment.counted))
     return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, description)

@@ -41,10 +41,11 @@ class Tools:
     async def run_experiment(
         self, description: str, hypothesis: str = "", expected_gain: float | None = None, category: str = ""
     ) -> str:
-        """Train the train.py in the lab as you edited it, and keep the edit if val_bpb is lower than before, else take it back.
+        """Train the train.py in the lab as you edited it, and keep the edit if it is better beyond the noise, else take it back.
 
         description: what you tried, in one line. hypothesis: why. expected_gain: by how much val_bpb should fall. category:
-        architecture, optimizer, schedule, data, systems or simplification. Takes the time budget of a run and some more.
+        architecture, optimizer, schedule, data, systems or simplification. Takes the time budget of a run and some more, up to four
+        times where the gain is near the noise.
         """
         lines = [
             f"Tried: {' '.join(description.split())}",

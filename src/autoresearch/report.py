@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autoresearch.results import Gain, Row, gains, summarize
+from autoresearch.results import RUNS, Gain, Row, gains, runs_of, summarize
 
 WIDTH = 100  # columns of a line; longer descriptions are cut
 
@@ -23,7 +23,8 @@ def text(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, i
         return "\n".join(lines)
     if summary.top:
         lines += ["", "Top improvements:"]
-        lines += [f"{_cut(f'- {step.row.description}', WIDTH - 20)}: -{step.gain or 0:.6f} val_bpb" for step in summary.top]
+        said = [_cut(f"- {RUNS.sub('', step.row.description)}", WIDTH - 20) for step in summary.top]
+        lines += [f"{what}: -{step.gain or 0:.6f} val_bpb" for what, step in zip(said, summary.top, strict=True)]
     best = sorted((row for row in rows if row.val_bpb is not None), key=lambda row: row.val_bpb or 0.0)[:top]
     if best:
         lines += ["", f"Best {len(best)}:", *_table([Gain(row, None) for row in best], numbers or {})]
@@ -31,12 +32,16 @@ def text(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, i
 
 
 def _table(steps: Sequence[Gain], numbers: Mapping[str, int]) -> list[str]:
+    repeated = any(runs_of(step.row) > 1 for step in steps)
+
     def line(step: Gain) -> str:
         row = step.row
         memory = f"{row.memory_gb:5.1f}" if row.memory_gb is not None else "    —"
         gain = f" {-step.gain:+.6f}" if step.gain is not None else ""
         number = f"#{numbers[row.commit]:<4} " if row.commit in numbers else ""
-        return _cut(f"{number}{row.commit:7}  {row.val_bpb or 0:.6f}{gain}  {memory} GB  {row.status:7}  {row.description}")
+        runs = f"{runs_of(row)} run{'s' if runs_of(row) > 1 else ' '}  " if repeated else ""  # the tail of a long line is cut
+        said = RUNS.sub("", row.description)
+        return _cut(f"{number}{row.commit:7}  {row.val_bpb or 0:.6f}{gain}  {memory} GB  {row.status:7}  {runs}{said}")
 
     return [line(step) for step in steps]
 
@@ -50,7 +55,7 @@ def as_dict(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str
     known = numbers or {}
 
     def _row(row: Row, gain: float | None) -> dict[str, Any]:
-        return {"n": known.get(row.commit), **asdict(row), "gain": gain}
+        return {"n": known.get(row.commit), **asdict(row), "gain": gain, "runs": runs_of(row)}
 
     summary = summarize(rows, top)
     steps = {id(step.row): step.gain for step in gains(rows)}

@@ -45,6 +45,25 @@ def clean(description: str, limit: int = MAX_DESCRIPTION) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+RUNS = re.compile(r" n=(\d+)$")
+
+
+def runs_of(row: Row) -> int:
+    """How many runs its val_bpb is the mean of."""
+    found = RUNS.search(row.description)
+    return int(found.group(1)) if found else 1
+
+
+def with_runs(description: str, runs: int) -> str:
+    """The description, with the number of runs behind it if there were several."""
+    return with_tail(description, f" n={runs}") if runs > 1 else description
+
+
+def with_tail(description: str, tail: str) -> str:
+    """The description with something of ours behind it, which a long one makes room for."""
+    return clean(description, MAX_DESCRIPTION - len(tail)) + tail
+
+
 def format_row(row: Row, names: Sequence[str] = HEADER) -> str:
     """The row under a header with these names, without its newline."""
     number = "—" if row.val_bpb is None else f"{row.val_bpb:.6f}"

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch import hardware, results
+from autoresearch import hardware, noise, results, standing
 from autoresearch.errors import NotReady
 from autoresearch.experiment import sandbox
 from autoresearch.experiment.refereeing import Conditions, gpu_of, hidden_files
-from autoresearch.experiment.runner import DEFAULT_SEED
+from autoresearch.experiment.runner import DEFAULT_SEED, RunPlan
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Experiment, Journal, SessionRecord
 from autoresearch.lab import (
@@ -129,6 +129,26 @@ class Session:
             gpu=gpu_of(self.machine),
             incumbent_evaluation=best.result.evaluation_seconds if best and best.result else None,
         )
+
+    def plan(self, source: str, folder: Path, seed: int, level: str, allowance: float) -> RunPlan:
+        """A run of this train.py under the session's conditions."""
+        return RunPlan(
+            source=source,
+            helpers=self.helpers,
+            folder=folder,
+            budget=float(self.constants["TIME_BUDGET"]),
+            caches=self.journal.root / "caches",
+            seed=seed,
+            allowance=allowance,
+            refereed=self.conditions(folder, level, seed),
+        )
+
+    @property
+    def prior(self) -> noise.Prior:
+        return noise.prior_for(self.machine.device, float(self.constants["TIME_BUDGET"]))
+
+    def noise(self) -> noise.Noise:
+        return standing.noise_of(self.journal, self.record.fingerprint, self.prior)
 
     # -- its past ------------------------------------------------------------------------------------------------
 

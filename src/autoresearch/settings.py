@@ -1,7 +1,10 @@
-"""What a person set for the researchers: flags of `loop`, else `[tool.autoresearch]` in the lab's pyproject.toml.
+"""What a person set for the researchers and the judge: flags of `loop`, else `[tool.autoresearch]` in the lab's pyproject.toml.
 
 [tool.autoresearch]
 researcher = "search:0.7,claude:0.3"
+keep = "measured"                   # or "strict": one run, lower wins
+noise-runs = 3                      # of the baseline
+keep-simpler = "on"                 # as good and clearly less code is kept
 
 [tool.autoresearch.claude]          # for one of them; 'acp' and 'command' are names too
 model = "..."
@@ -10,8 +13,10 @@ model = "..."
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from autoresearch import judge
 from autoresearch.errors import NotReady
 from autoresearch.lab import Lab
 from autoresearch.researchers import KNOWN, Options, choose
@@ -39,6 +44,9 @@ KEYS = {
     "files": ("files", TEXTS),
 }
 NAMES = (*KNOWN, "acp", "command")
+# Of the judge, for the whole table: what each may be.
+CHOICES = {"keep": (judge.MEASURED, judge.STRICT), "keep-simpler": ("on", "off")}
+NOISE_RUNS = "noise-runs"
 
 
 def table(lab: Lab) -> dict[str, Any]:
@@ -53,6 +61,9 @@ def table(lab: Lab) -> dict[str, Any]:
     for key, value in found.items():
         if key == "researcher" and isinstance(value, str):
             continue
+        if key in CHOICES or key == NOISE_RUNS:
+            _check_judge(lab, key, value)
+            continue
         if key in NAMES and isinstance(value, dict):
             for inner, setting in value.items():
                 _check(lab, f"{key}.{inner}", inner, setting)
@@ -64,7 +75,7 @@ def table(lab: Lab) -> dict[str, Any]:
 def _check(lab: Lab, shown: str, key: str, value: Any) -> None:
     where = f"{lab.root / FILE}, [tool.autoresearch]: "
     if key not in KEYS:
-        known = ", ".join(("researcher", *KEYS, *NAMES))
+        known = ", ".join(("researcher", *KEYS, *CHOICES, NOISE_RUNS, *NAMES))
         raise NotReady(f"{where}there is no setting '{shown}': known are {known}")
     wanted = KEYS[key][1]
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -77,6 +88,23 @@ def _check(lab: Lab, shown: str, key: str, value: Any) -> None:
     }
     if not good[wanted]:
         raise NotReady(f"{where}{shown} = {value!r} must be {wanted}")
+
+
+def _check_judge(lab: Lab, key: str, value: Any) -> None:
+    where = f"{lab.root / FILE}, [tool.autoresearch]: {key} = {value!r} must be "
+    if key in CHOICES and value not in CHOICES[key]:
+        raise NotReady(where + " or ".join(f'"{choice}"' for choice in CHOICES[key]))
+    if key == NOISE_RUNS and not (type(value) is int and value > 0):
+        raise NotReady(where + COUNT)
+
+
+def rule(lab: Lab, flags: Mapping[str, Any], device: str) -> judge.Rule:
+    """How a session judges: what flags say, else the lab's table, else what fits the device. Raises NotReady."""
+    asked = table(lab) | {name: value for name, value in flags.items() if value is not None}
+    found = judge.GPU if device == "cuda" else judge.CPU
+    keep = asked.get("keep", found.keep)
+    runs = asked.get(NOISE_RUNS, 1 if keep == judge.STRICT else found.noise_runs)
+    return replace(found, keep=keep, noise_runs=runs, simpler=asked.get("keep-simpler", "on") == "on")
 
 
 def options_for(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Callable[[str], Options]:

@@ -75,5 +75,6 @@ def outcome(done: Experiment) -> str:
         return f"#{done.n} crash ({reason}): {done.description}{detail}"
     score = f"{done.val_bpb:.6f}" if done.val_bpb is not None else "—"
     change = "" if done.incumbent_bpb is None or done.val_bpb is None else f" ({done.val_bpb - done.incumbent_bpb:+.6f})"
+    change += f", {len(done.counted)} runs" if len(done.counted) > 1 else ""
     mark = "*" if done.status == KEEP else " "
     return f"#{done.n} {mark}{done.status} {score}{change}: {done.description}"
