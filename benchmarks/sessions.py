@@ -41,7 +41,7 @@ def session(clone: Path, experiments: int) -> list[dict]:
     done = [json.loads(line) for line in (clone / ".autoresearch" / "experiments.jsonl").read_text().splitlines()]
     tried = [each for each in done if not each["baseline"]]
     count = {status: sum(each["status"] == status for each in tried) for status in ("keep", "discard", "crash")}
-    kept = [each["result"]["val_bpb"] for each in done if each["status"] == "keep"]
+    kept = [statistics.mean(run["val_bpb"] for run in each["runs"]) for each in done if each["status"] == "keep"]
     cells = [clone.name, count["keep"], count["discard"], count["crash"], f"{kept[0]:.4f}", f"{min(kept):.4f}", f"{wall:.0f}"]
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     for each in done:
@@ -86,7 +86,7 @@ def tell_time(sessions: list[list[dict]]) -> None:
     """Where the wall time of the sessions went."""
     done = [each for one in sessions for each in one if each["result"] and each["result"]["val_bpb"]]
     wall = sum(one[0]["session_wall"] for one in sessions)
-    runs = [each["result"] for each in done]
+    runs = [run for each in done for run in each["runs"]]
     training = sum(run["training_seconds"] for run in runs)
     startup = sum(run["startup_seconds"] for run in runs)
     evaluation = sum(run["evaluation_seconds"] for run in runs)
@@ -103,9 +103,9 @@ def tell_time(sessions: list[list[dict]]) -> None:
         "harness (git, files, parsing)": sum(harness),
         "the rest (environment, start and end of the loop, crashes)": rest,
     }
-    print(f"\n{len(done)} scored runs, {wall:.0f} s of sessions; not training: {100 * (1 - training / wall):.1f}%")
+    print(f"\n{len(runs)} scored runs, {wall:.0f} s of sessions; not training: {100 * (1 - training / wall):.1f}%")
     for name, seconds in parts.items():
-        print(f"  {100 * seconds / wall:5.1f}%  {seconds / len(done):6.2f} s a run  {name}")
+        print(f"  {100 * seconds / wall:5.1f}%  {seconds / len(runs):6.2f} s a run  {name}")
     print(f"harness's own part: median {statistics.median(harness):.3f} s, largest {max(harness):.3f} s an experiment")
 
 
