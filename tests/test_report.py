@@ -185,6 +185,7 @@ def test_json_has_the_summary_the_improvements_and_every_row(results: Path, cli:
         "status": "keep",
         "description": "baseline",
         "gain": None,
+        "runs": 1,
     }
     assert [row["val_bpb"] for row in facts["rows"] if row["status"] == "crash"] == [None] * 20
 
