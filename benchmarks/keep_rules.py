@@ -44,15 +44,15 @@ def verify(clone: Path, rounds: int) -> dict[str, Any] | None:
     """The finding on the session's best; None where nothing was kept."""
     command = [str(clone / ".venv" / "bin" / "python"), "-P", "-m", "autoresearch", "verify", "--json", "--runs", str(rounds)]
     done = subprocess.run(command, cwd=clone, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        print(f"{clone}: nothing to verify, or it failed: see above", file=sys.stderr)
+    if not done.stdout:
         return None
     finding: dict[str, Any] = json.loads(done.stdout)[0]
     return finding
 
 
-def shown(gain: dict[str, float] | None) -> str:
-    return f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else "none"
+def shown(finding: dict[str, Any], name: str) -> str:
+    gain = finding.get(name)
+    return f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else finding.get("failure") or "none"
 
 
 def row(rule: str, clone: Path, seconds: float, rounds: int) -> str:
