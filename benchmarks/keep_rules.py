@@ -10,7 +10,6 @@ claims, and what its best gains over its start on fresh seeds, also on the vault
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path

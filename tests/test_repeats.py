@@ -420,6 +420,22 @@ def test_a_verify_that_is_killed_loses_the_run_in_progress_alone(verified: Path)
     assert json.loads(done.stdout)[0]["runs"] == 2, "a round that was cut has no pair"
 
 
+def test_ctrl_c_ends_a_verify_after_the_run_in_progress(verified: Path) -> None:
+    def rig() -> None:
+        execute = runner.execute
+
+        def rigged(plan: RunPlan, *rest: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return execute(plan, *rest)
+
+        runner.execute = rigged
+
+    done = forked(verified, "verify", "--runs", "2", rigged=rig)
+    assert done.returncode == 130
+    assert "stopped; the runs that were made are kept" in done.stderr
+    assert len(runs_of(verified)) == 1
+
+
 def test_what_can_t_be_verified_is_told_in_a_line(verified: Path, measured: Path, tmp_path: Path) -> None:
     for arguments, code, said in (
         (("verify", "1"), 64, "verify #1: that is the start: give a kept one"),

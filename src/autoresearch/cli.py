@@ -392,7 +392,7 @@ def command_verify(arguments: argparse.Namespace) -> int:
     with Journal(lab).lock():
         loop = _open_loop(lab, arguments)
         loop.end_left_over()
-        verifier = Verifier(loop.session, loop.execute, loop.sandbox, arguments.allowance)
+        verifier = Verifier(loop.session, loop.execute, lambda: loop.stop.asked, loop.sandbox, arguments.allowance)
         rounds = arguments.runs or (3 if loop.session.machine.device == "cuda" else 2)
         wanted = _named(loop.session, "verify", arguments.commit) if arguments.commit else None
         findings = verify_all(verifier, rounds) if arguments.all else verify_one(verifier, wanted, rounds)

@@ -13,7 +13,7 @@ from typing import Any
 
 from autoresearch import noise
 from autoresearch.ahead import merge_settings
-from autoresearch.errors import NotReady, WrongCall
+from autoresearch.errors import Interrupted, NotReady, WrongCall
 from autoresearch.experiment import audit
 from autoresearch.experiment.runner import DEFAULT_SEED, RunPlan, seed_of
 from autoresearch.journal import Experiment, RunResult, append_line, result_from
@@ -91,8 +91,10 @@ class Record:
 
 
 class Verifier:
-    def __init__(self, session: Session, execute: Execute, level: str, allowance: float) -> None:
-        self.session, self.execute, self.level, self.allowance = session, execute, level, allowance
+    def __init__(self, session: Session, execute: Execute, leaving: Callable[[], bool], level: str, allowance: float) -> None:
+        """`leaving`: whether a person wants to stop after this run."""
+        self.session, self.execute, self.leaving = session, execute, leaving
+        self.level, self.allowance = level, allowance
         self.folder = session.journal.aside
         self.record = Record(session.journal.root / "verify.jsonl", session.record.fingerprint)
 
@@ -133,6 +135,8 @@ class Verifier:
                 if result.val_bpb is None:
                     self.session.check_machine()
                 self.record.add(variant, result)
+                if self.leaving():
+                    raise Interrupted("stopped; the runs that were made are kept")
         audit.clear(self.folder)
 
     # -- saying --------------------------------------------------------------------------------------------------
