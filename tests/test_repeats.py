@@ -15,6 +15,7 @@ from conftest import Cli, git, scored, toy
 from labs import agent, copy_of, forked, journal, picture, rows, setting, state, tip
 from test_recover import die, killed
 
+from autoresearch import judge
 from autoresearch.experiment import runner
 from autoresearch.experiment.runner import RunPlan, seed_of
 from autoresearch.journal import Experiment, Journal
@@ -23,7 +24,7 @@ SEEDS = [seed_of(1337, repeat) for repeat in range(4)]  # of the baseline
 OWN = [seed_of(seed_of(2, 1337), repeat) for repeat in range(4)]  # of experiment 2
 NEAR = {"LR": 0.103}  # better than the toy as it is by less than the noise of a CPU's runs
 NEARLY = setting("LR", NEAR["LR"])
-BETTER = setting("LR", 0.2)
+BETTER, WORSE = setting("LR", 0.2), setting("LR", 0.05)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_gain_inside_the_noise_is_run_again_and_so_is_the_incumbent_and_neithe
 
 
 def test_what_is_far_better_or_far_worse_is_run_once(lab: Path, call: Cli, tmp_path: Path) -> None:
-    done = call("loop", "--max", "2", "--researcher", agent(tmp_path, setting("LR", 0.05), BETTER))
+    done = call("loop", "--max", "2", "--researcher", agent(tmp_path, WORSE, BETTER))
     assert done.returncode == 0, done.stderr
     assert [row[3:] for row in rows(lab)[1:]] == [("discard", "LR 0.05"), ("keep", "LR 0.2")]
     assert later_runs(lab) == []
@@ -158,25 +159,28 @@ def test_a_keep_after_repeats_is_audited_on_the_run_whose_weights_are_there(lab:
 
 
 def test_equal_and_clearly_simpler_is_kept_and_its_row_says_so(lab: Path, call: Cli, tmp_path: Path) -> None:
-    """As often as the margins of a session allow, and not where that is turned off."""
+    """Not where that is turned off, and not when the margins of the session are used up."""
     dead = (
         "\ndef unused_{n}(x: int) -> int:\n    y = x * x + {n}\n    z = y * y + x\n    print(x, y, z)\n    return z + y * x - {n}\n"
     )
-    tail = [dead.format(n=n) for n in range(6)]
+    tail = [dead.format(n=n) for n in range(3)]
     (lab / "train.py").write_text("".join(tail) + toy())
     git(lab, "commit", "--quiet", "--all", "--message=long")
-    for left in range(6):  # better by less than can be told, and by more than a margin of exactly 0 would need
-        (tmp_path / f"{left}.py").write_text("".join(tail[:left]) + toy(LR=0.1 + 0.001 * (6 - left)))
-    moves = [f"cp '{tmp_path}/{left}.py' train.py; echo {left} left" for left in range(5, -1, -1)]
-    off = call("loop", "--max", "1", "--keep-simpler", "off", "--researcher", agent(tmp_path, moves[0]))
+    for left in range(3):  # better by less than can be told
+        (tmp_path / f"{left}.py").write_text("".join(tail[:left]) + toy(LR=0.1 + 0.001 * (3 - left)))
+    moves = [f"cp '{tmp_path}/{left}.py' train.py; echo {left} left" for left in (2, 1, 0)]
+    options = ("loop", "--no-ahead", "--researcher", agent(tmp_path, *moves))
+    off = call(*options, "--max", "1", "--keep-simpler", "off")
     assert off.returncode == 0, off.stderr
-    assert rows(lab)[1][3] == "discard"
-    (tmp_path / "calls").unlink()
-    done = call("loop", "--max", "5", "--no-ahead", "--researcher", agent(tmp_path, *moves[1:]))
+
+    def rig() -> None:
+        judge.MARGINS = 1
+
+    done = call(*options, "--max", "2", rigged=rig)
     assert done.returncode == 0, done.stderr
-    assert [row[3] for row in rows(lab)[2:]] == ["keep"] * 4 + ["discard"], "the margins of this session are used up"
-    assert all("(simpler: " in row[4] and "nodes less, equal within 0.00" in row[4] for row in rows(lab)[2:6])
-    assert "simpler" not in rows(lab)[6][4]
+    assert [row[3] for row in rows(lab)[1:]] == ["discard", "keep", "discard"]
+    assert ["(simpler: " in row[4] and "nodes less, equal within 0.00" in row[4] for row in rows(lab)[1:]] == [False, True, False]
+    assert journal(lab)[2]["judgement"]["outcome"] == "as good, and simpler"
 
 
 def test_a_proposal_that_was_made_ahead_is_still_there_after_repeats(lab: Path, call: Cli, tmp_path: Path) -> None:
@@ -237,14 +241,11 @@ def after_the_incumbent_s_run(part: float) -> Callable[[], None]:
 
 
 INSTANTS = {
-    "before the first run is noted": at_state("measured", 1, "before"),
     "after the first run is noted": at_state("measured", 1, "after"),
     "before a repeat is begun": at_state("running", 1, "before"),
     "in a repeat": at_state("running", 1, "after"),
     "before a repeat is noted": at_state("measured", 2, "before"),
-    "after a repeat is noted": at_state("measured", 2, "after"),
     "in the incumbent's run": in_the_incumbent_s_run,
-    "before the incumbent's run is noted": after_the_incumbent_s_run(0.0),
     "while the incumbent's run is noted": after_the_incumbent_s_run(0.5),
     "after the incumbent's run is noted": after_the_incumbent_s_run(1.0),
 }
@@ -270,11 +271,11 @@ def test_a_loop_that_is_killed_between_or_in_repeats_repeats_what_was_cut_and_no
     measured: Path, environment: Mapping[str, str], tmp_path: Path, instant: str
 ) -> None:
     lab = copy_of(measured, tmp_path / "lab")
-    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, NEARLY, BETTER))
+    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, NEARLY, WORSE))
     killed(lab, *options, rigged=INSTANTS[instant])
     done = forked(lab, *options)
     assert done.returncode == 0, done.stderr
-    assert [row[3:] for row in rows(lab)] == [("keep", "baseline"), ("discard", "LR 0.103 n=2"), ("keep", "LR 0.2")]
+    assert [row[3:] for row in rows(lab)] == [("keep", "baseline"), ("discard", "LR 0.103 n=2"), ("discard", "LR 0.05")]
     assert [run["seed"] for run in journal(lab)[1]["runs"]] == OWN[:2]
     assert [(run["n"], run["result"]["seed"]) for run in later_runs(lab)] == [(1, SEEDS[1])], "and the incumbent once more"
     assert state(lab, 2)["stage"] == "settled"
@@ -296,7 +297,7 @@ def test_ctrl_c_between_two_runs_ends_the_loop_and_the_next_start_goes_on_with_t
 
         Journal.save = rigged  # type: ignore[method-assign]
 
-    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, NEARLY, BETTER))
+    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, NEARLY, WORSE))
     stopped = forked(lab, *options, rigged=rig)
     assert stopped.returncode == 0, stopped.stderr
     assert "#2 has to be run again before it can be judged" in stopped.stderr

@@ -130,13 +130,13 @@ class Verifier:
         different = {variant.key: variant for variant in variants}
         for number, seed in enumerate(self.record.fresh_seeds(rounds), start=1):
             for variant in different.values():
+                if self.leaving():
+                    raise Interrupted("stopped; the runs that were made are kept")
                 plan = self.session.plan(variant.source, self.folder, seed, self.level, self.allowance)
                 result = self.execute(plan, f"verify, round {number} of {rounds}: {variant.name}")
                 if result.val_bpb is None:
                     self.session.check_machine()
                 self.record.add(variant, result)
-                if self.leaving():
-                    raise Interrupted("stopped; the runs that were made are kept")
         audit.clear(self.folder)
 
     # -- saying --------------------------------------------------------------------------------------------------
