@@ -72,7 +72,10 @@ def test_a_baseline_is_run_with_as_many_seeds_as_asked_for_and_its_row_has_their
     assert git(lab, "log", "--format=%s", "-1", tip(lab, "refs/autoresearch/test/1")) == f"val_bpb {rows(lab)[0][1]}: baseline"
     assert "the baseline is run 3 times" in done.stderr
     assert journal(lab)[1]["judgement"]["measured"] == 2
-    assert "Noise: one run scatters by " in done.stdout
+    assert "Noise: one run scatters by " in done.stdout and "kept: 1 on 1 run, 1 on 3 runs" in done.stdout
+    known = json.loads(call("results", "--json").stdout)["noise"]
+    assert known["measured"] == 2 and 0 < known["sigma"] < 0.008, "three close runs draw it below the prior"
+    assert f"Two runs of one train.py differ by about {2**0.5 * known['sigma']:.6f}" in call("brief").stdout
 
 
 def test_a_gain_inside_the_noise_is_run_again_and_so_is_the_incumbent_and_neither_believed(

@@ -18,7 +18,7 @@ from conftest import ROOT, Cli
 from autoresearch.errors import NotReady, WrongCall
 from autoresearch.plot import plot
 from autoresearch.report import as_dict, text
-from autoresearch.results import CRASH, DISCARD, KEEP, Row, append, format_row
+from autoresearch.results import CRASH, DISCARD, KEEP, Row, append, format_row, with_runs
 
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 GAINS = {10: (0.012, "SwiGLU activation"), 30: (0.009, "GQA with 4 KV heads"), 50: (0.006, "Muon momentum 0.92→0.95")}
@@ -100,6 +100,15 @@ def test_a_long_description_is_cut_and_its_gain_is_not() -> None:
     rows = [night()[0], Row("aaaaaaa", 0.9, 1.0, KEEP, "x" * 300)]
     lines = text(rows, 5, False).splitlines()
     assert "- " + "x" * 77 + "…: -0.097900 val_bpb" in lines and max(map(len, lines)) <= 100
+
+
+def test_how_many_runs_a_score_is_the_mean_of_is_shown_before_what_a_line_may_lose() -> None:
+    rows = [night()[0], Row("aaaaaaa", 0.9, 1.0, KEEP, with_runs("x" * 300, 3))]
+    assert rows[1].description.endswith("…") is False and len(rows[1].description) == 300
+    table = text(rows, 5, True).splitlines()[-2:]
+    assert "keep     1 run   baseline" in table[0] and "keep     3 runs  xxx" in table[1]
+    assert "run" not in text([night()[0]], 5, True)
+    assert [row["runs"] for row in as_dict(rows, 5, True)["rows"]] == [1, 3]
 
 
 def test_the_number_that_diff_and_restore_take_is_shown_where_it_is_known() -> None:
