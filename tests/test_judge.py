@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import re
+import sys
 from dataclasses import replace
 
 import pytest
-from conftest import toy
+from conftest import ROOT, toy
 
 from autoresearch import judge, noise, size
 from autoresearch.judge import AGAIN, AGAIN_INCUMBENT, BETTER, CPU, GPU, NOT_BETTER, SIMPLER, STRICT, Incumbent, Rule, compare
@@ -177,3 +180,21 @@ def test_the_strict_rule_keeps_what_does_nothing_half_the_time() -> None:
     kept, runs = played(0.0, replace(GPU, keep=STRICT))
     assert 0.4 < kept < 0.6
     assert runs == 1.0
+
+
+def test_at_the_same_gpu_time_a_session_gains_no_less_than_by_the_strict_rule_and_believes_what_is_true() -> None:
+    """What benchmarks/judge.py prints in its last line, in its form."""
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_judge", ROOT / "benchmarks" / "judge.py")
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark  # its dataclasses look themselves up
+    spec.loader.exec_module(benchmark)
+    stream = next(iter(benchmark.STREAMS.values()))
+    ours, strict = (benchmark.play(rule, stream, sessions=200, experiments=100) for rule in (benchmark.ours, benchmark.strict))
+    assert all(one.runs_left <= 0 for one in (*ours, *strict))
+    found, other = benchmark.pooled(ours), benchmark.pooled(strict)
+    assert found["false_keeps"] <= 0.05 < other["false_keeps"]
+    assert abs(found["bias"]) < SIGMA < other["bias"]
+    assert found["true_gain"] >= other["true_gain"]
+    figures = r"false_keeps=\d\.\d\d bias=-?\d\.\d{4} true_gain=\d\.\d{4}"
+    assert re.fullmatch(rf"ours {figures} \| strict {figures}", benchmark.last_line(ours=ours, strict=strict))

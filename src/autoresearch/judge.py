@@ -23,7 +23,7 @@ AGAIN, AGAIN_INCUMBENT = "again", "again, the incumbent"
 
 GAIN = 2.0  # sigmas: what the test looks for
 SURE_BETTER, SURE_NOT = 3.5, -0.5  # logarithms of the likelihood ratio that end the test
-LAST = 1.5  # what it has to reach when there is no further run
+LAST = 2.0  # what it has to reach when there is no further run
 MARGIN = 0.75  # sigmas by which simpler code may be worse: 0.0003 bpb at 300 s on a GPU
 EQUAL = 1.0  # standard errors by which it has to be inside of the margin
 MARGINS = 4  # kept for that in one session: together they cost 3 sigmas at most
