@@ -26,7 +26,7 @@ SURE_BETTER, SURE_NOT = 3.5, -0.5  # logarithms of the likelihood ratio that end
 LAST = 2.0  # what it has to reach when there is no further run
 MARGIN = 0.75  # sigmas by which simpler code may be worse: 0.0003 bpb at 300 s on a GPU
 EQUAL = 1.0  # standard errors by which it has to be inside of the margin
-MARGINS = 4  # kept for that in one session: together they cost 3 sigmas at most
+MARGINS = 4  # kept for that in one session: 3 sigmas are risked in all
 
 
 @dataclass(frozen=True)
