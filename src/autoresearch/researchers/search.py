@@ -1,163 +1,69 @@
-"""Plain search as a researcher: CMA-ES over the ALL_CAPS literals of the incumbent's train.py.
+"""Plain search as a researcher: single steps and CMA-ES over the ALL_CAPS literals of the incumbent's train.py.
 
-It needs no network, no key and no agent. It starts at the current values with small steps (on tasks of this size that beats TPE and
-a Gaussian process within 20 trials). A literal's own line says how it is searched: its value gives the scale, "one of:" in its
-comment names choices, "fixed" keeps it out. A crash, out of memory above all, counts as worse than anything that was measured.
+It needs no network, no key and no agent. Discrete literals (whole numbers, choices) are moved one at a time: steps.py. The others
+are searched together by CMA-ES, from the current values with small steps (on tasks of this size that beats TPE and a Gaussian
+process within 20 trials), on top of the incumbent's discrete ones. Two of three proposals are steps while one is promising, later
+one of three. A crash, out of memory above all, counts as worse than anything that was measured.
 
-What was asked and told is kept by Optuna in `.autoresearch/search/`, one study for each set of literals and fingerprint.
+One study for each set of continuous literals and fingerprint lasts through all changes of structure. What those gained is taken out
+of the scores that it is told: a kept step that left its literals alone lowers every score after it by the same, so that only what
+the continuous literals do is compared. Of a proposal of another's that moved both nobody knows which did it: it is told as it is.
+What was asked and told is kept by Optuna in `.autoresearch/search/`.
 """
 
-import ast
 import hashlib
 import json
 import logging
 import math
 import os
-import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autoresearch.journal import Experiment
-from autoresearch.literals import Literal, Value, code_key, read_literals, set_literals
+from autoresearch.lab import Lab
+from autoresearch.literals import code_key, set_literals, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
 from autoresearch.researchers.foreign import Point, inject
-from autoresearch.researchers.said import SIGNIFICANT, describe
+from autoresearch.researchers.lineage import Link, gained, line, lineage
+from autoresearch.researchers.said import describe
+from autoresearch.researchers.space import Dimension, space
+from autoresearch.researchers.steps import attempts, steps
 
-SPAN = 4.0  # a value is searched from 1/SPAN to SPAN times itself
 # First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a
 # generation: the best of benchmarks/search.py over 20 to 100 trials.
 SIGMA = 0.05
 POPULATION = 6
-SMALLEST_POWER = 16  # ints from here on that are powers of two stay powers of two
-NEAR_ONE = 0.5  # floats from here to 1 (momenta, decay rates) are searched by their distance to 1
-# Literals beyond these are no settings: a seed, a sentinel, an epsilon that is there for the arithmetic.
-MAX_INT = 2**40
-MIN_FLOAT, MAX_FLOAT = 1e-30, 1e30
-MIN_DISTANCE, MAX_DISTANCE = 1e-6, 0.99  # of a float to 1
-ATTEMPTS = 50  # points that are asked for until one is new; where all literals are small whole numbers there are few
+CYCLE, STEPS_FIRST, STEPS_LATER = 3, 2, 1  # of three proposals, how many are steps: while one is promising, and afterwards
+ATTEMPTS = 50  # points that are asked for until one is new
 
 optuna.logging.set_verbosity(logging.ERROR)
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """How one literal is searched; `encode` and `decode` translate to the number that CMA-ES sees."""
+class Scores:
+    """What the study is told of experiments: val_bpb without what others had gained, by number."""
 
-    name: str
-    kind: str  # choice, power, int, near_one, log
-    value: Value
-    choices: tuple[Value, ...] = ()
+    history: Sequence[Experiment]
+    gained: Mapping[int, float]
 
-    def encode(self, value: Any) -> float | int:
-        match self.kind:
-            case "choice":
-                return self.choices.index(value)
-            case "power":
-                return int(math.log2(value))
-            case "near_one":
-                return float(1 - value)
-            case _:
-                return value  # type: ignore[no-any-return]
+    def of(self, done: Experiment) -> float | None:
+        return None if done.val_bpb is None else done.val_bpb + self.gained[done.n]
 
-    def decode(self, number: float) -> Value:
-        match self.kind:
-            case "choice":
-                return self.choices[int(number)]
-            case "power":
-                return 1 << int(number)
-            case "int":
-                return int(number)
-            case "near_one":
-                return round(1 - _rounded(number), 12)  # 0.1, not 0.09999999999999998
-            case _:
-                return _rounded(number)
-
-    def limits(self) -> tuple[float, float]:
-        """Lowest and highest number, both included."""
-        at: Any = self.encode(self.value)
-        match self.kind:
-            case "choice":
-                return 0, len(self.choices) - 1
-            case "power":
-                return max(0, at - 2), at + 2
-            case "int":
-                return max(1, int(at) // 2), at * 2
-            case "near_one":
-                return at / SPAN, min(MAX_DISTANCE, at * SPAN)
-            case _:
-                return at / SPAN, min(1.0, at * SPAN) if at <= 1 else at * SPAN
-
-    def distribution(self) -> BaseDistribution:
-        low, high = self.limits()
-        if self.kind in ("near_one", "log"):
-            return FloatDistribution(low, high, log=True)
-        return IntDistribution(int(low), int(high))
-
-    def holds(self, value: Any) -> bool:
-        """Whether the search could have come to this value, rounded as it is."""
-        if self.kind == "choice":
-            return value in self.choices
-        if type(value) is not type(self.value) or not isinstance(value, int | float) or value <= 0:
-            return False
-        if self.kind == "power" and int(value).bit_count() != 1:
-            return False
-        slack = 0.0 if isinstance(value, int) else 5 * 10.0**-SIGNIFICANT
-        low, high = self.limits()
-        return bool(low * (1 - slack) <= self.encode(value) <= high * (1 + slack))
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{SIGNIFICANT}g}")
-
-
-def dimension(literal: Literal) -> Dimension | None:
-    """How a literal is searched; None if it is not."""
-    name, value = literal.name, literal.value
-    if re.search(r"\bfixed\b", literal.comment):
-        return None
-    if found := re.search(r"one of:\s*([^;()]+)", literal.comment):
-        choices = tuple(_choice(word.strip()) for word in found[1].split(","))
-        return Dimension(name, "choice", value, choices) if value in choices and len(choices) > 1 else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        return None
-    if isinstance(value, int):
-        if value > MAX_INT:
-            return None
-        is_power = value >= SMALLEST_POWER and value & (value - 1) == 0
-        return Dimension(name, "power" if is_power else "int", value)
-    if not MIN_FLOAT <= value <= MAX_FLOAT or 0 < 1 - value < MIN_DISTANCE:
-        return None
-    return Dimension(name, "near_one" if NEAR_ONE <= value < 1 else "log", value)
-
-
-def _choice(word: str) -> Value:
-    try:
-        value = ast.literal_eval(word)
-        return value if isinstance(value, int | float | bool | str) else word
-    except (ValueError, SyntaxError):
-        return word
-
-
-def space(source: str, origin: Mapping[str, Any]) -> dict[str, Dimension]:
-    """How the literals of `source` are searched: kinds and ranges are those of the values in `origin`, so that they stay put
-    while the incumbent moves. A literal that somebody else has moved out of its range gets one around its value now."""
-    found: dict[str, Dimension] = {}
-    for name, literal in read_literals(source).items():
-        begun = dimension(replace(literal, value=origin.get(name, literal.value)))
-        now = begun if begun and begun.holds(literal.value) else dimension(literal)
-        if now:
-            found[name] = now
-    return found
+    @property
+    def penalty(self) -> float:
+        """What a crash counts as: clearly worse than the worst that was measured."""
+        known = [score for done in self.history if (score := self.of(done)) is not None]
+        return max(known) + (max(known) - min(known)) + 0.01 if known else 1e9
 
 
 class Search:
@@ -165,93 +71,122 @@ class Search:
     thinks = False
 
     def propose(self, context: Context) -> Proposal:
-        current = {name: literal.value for name, literal in read_literals(context.source).items()}
-        scored = [done for done in context.history if done.val_bpb is not None]
-        # The newest: a session of its own, or a train.py that a person committed, is searched from its own values.
-        baseline = next((done for done in reversed(scored) if done.baseline), scored[0] if scored else None)
-        origin = baseline.literals if baseline and baseline.literals else current
+        links = lineage(context.history)
+        ours = line(links, code_key(context.source))
+        first = ours[0].done if ours else None
+        origin = (first and first.literals) or values(context.source)
         dims = space(context.source, origin)
         if not dims:
             raise ResearcherFailed(
                 "train.py has no ALL_CAPS literal that search could change: write one, or use another researcher"
             )
-        study = self._study(context, dims, origin, baseline)
-        penalty = _penalty([done.val_bpb for done in scored if done.val_bpb is not None])
-        told = self._tell(study, context.history, penalty)
-        points = [
-            Point(done.n, {name: dim.encode(done.literals[name]) for name, dim in dims.items()}, done.val_bpb)
-            for done in scored
-            if "study" not in done.details and done.val_bpb is not None and done.literals and _moved(done.literals, dims, origin)
-        ]
-        inject(study, {name: dim.distribution() for name, dim in dims.items()}, points, POPULATION, SIGMA)
-        distributions = {name: dim.distribution() for name, dim in dims.items()}
-        known = {code_key(context.source): None} | {done.code_key: done.val_bpb for done in context.history}
-        for _ in range(ATTEMPTS):
-            trial = study.ask(distributions)
-            wanted = {name: dim.decode(trial.params[name]) for name, dim in dims.items()}
-            changes = {name: value for name, value in wanted.items() if value != current[name]}
-            source = set_literals(context.source, changes)
-            if (key := code_key(source)) not in known:
-                details = {"study": study.study_name, "trial": trial.number, "told": told}
-                return Proposal(source, describe(current, changes), details)
-            score = known[key]  # no need to run it again
-            study.tell(trial.number, penalty if score is None else score)
-        raise ResearcherFailed(f"{ATTEMPTS} points in a row were tried before: train.py leaves nothing more to search")
-
-    @staticmethod
-    def _study(
-        context: Context, dims: Mapping[str, Dimension], origin: Mapping[str, Any], baseline: Experiment | None
-    ) -> optuna.Study:
-        """The study of this space; new ones begin at the session's first values, with the baseline as their first trial."""
-        shape = {name: [dim.kind, dim.value, list(dim.choices)] for name, dim in dims.items()}
-        # The session's tag is in the key, and so in the seed: another session goes another way, the same one the same way.
-        session = [baseline.fingerprint, baseline.session] if baseline else []
-        key = hashlib.sha256(json.dumps([session, shape], sort_keys=True).encode()).hexdigest()[:12]
-        folder = context.lab.journal / "search"
-        folder.mkdir(parents=True, exist_ok=True)
-        log = folder / f"{key}.log"
-        _mend_tail(log)
-        lock: Any = _NoLock()
-        storage = JournalStorage(JournalFileBackend(str(log), lock))
-        start = {name: dim.encode(dim.value) for name, dim in dims.items()}
-        with warnings.catch_warnings():  # x0 and sigma0 are to go in Optuna 6; pyproject.toml stays below it
-            warnings.simplefilter("ignore")
-            sampler = CmaEsSampler(x0=start, sigma0=SIGMA, popsize=POPULATION, seed=int(key, 16) % 2**31, with_margin=True)
-        study = optuna.create_study(study_name=key, storage=storage, sampler=sampler, load_if_exists=True)
-        if not study.get_trials(deepcopy=False):
-            value = baseline.val_bpb if baseline and baseline.val_bpb is not None else math.inf
-            distributions = {name: dim.distribution() for name, dim in dims.items()}
-            study.add_trial(optuna.trial.create_trial(params=start, distributions=distributions, value=min(value, 1e9)))
-        return study
-
-    @staticmethod
-    def _tell(study: optuna.Study, history: Sequence[Experiment], penalty: float) -> int:
-        """Give the study what became of its open trials, `penalty` for a crash. Returns how many were told."""
-        outcomes = {
-            done.details["trial"]: done.val_bpb
-            for done in history
-            if done.details.get("study") == study.study_name and "trial" in done.details
-        }
-        told = 0
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number in outcomes:
-                score = outcomes[trial.number]
-                study.tell(trial.number, penalty if score is None else score)
-                told += 1
-            else:  # never ran: lost with its process
-                study.tell(trial.number, state=TrialState.FAIL)
-        return told
+        turn = sum("step" in link.done.details or "study" in link.done.details for link in ours) % CYCLE
+        step, promising = _step(context, ours, dims, f"{first.fingerprint} {first.session}" if first else "")
+        if step and turn < (STEPS_FIRST if promising else STEPS_LATER):
+            return step
+        continuous = {name: dim for name, dim in dims.items() if not dim.discrete}
+        found = _sample(context, links, continuous, origin, first) if continuous else None
+        if proposal := found or step:
+            return proposal
+        raise ResearcherFailed("all that is near the incumbent was tried before: train.py leaves nothing more to search")
 
 
-def _moved(literals: Mapping[str, Any], dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> bool:
-    """Whether these literals are a point of the space, and another than its start: a change of code alone says nothing of them."""
-    inside = all(name in literals and dim.holds(literals[name]) for name, dim in dims.items())
-    return inside and any(literals[name] != origin.get(name) for name in dims)
+def _step(context: Context, ours: Iterable[Link], dims: Mapping[str, Dimension], session: str) -> tuple[Proposal | None, bool]:
+    """The next step of a discrete literal, if one is left, and whether it is promising."""
+    current = values(context.source)
+    known = {code_key(context.source)} | {done.code_key for done in context.history}
+    for step in steps(current, dims, attempts(ours, dims), session):
+        changes = {step.move[0]: step.value}
+        source = set_literals(context.source, changes)
+        if code_key(source) not in known:
+            return Proposal(source, describe(current, changes), {"step": list(step.move)}), step.promising
+    return None, False
 
 
-def _penalty(scores: Sequence[float]) -> float:
-    """What a crash counts as: clearly worse than the worst that was measured."""
-    return max(scores) + (max(scores) - min(scores)) + 0.01 if scores else 1e9
+def _sample(
+    context: Context,
+    links: Sequence[Link],
+    dims: Mapping[str, Dimension],
+    origin: Mapping[str, Any],
+    first: Experiment | None,
+) -> Proposal | None:
+    """A new point of the continuous literals, from CMA-ES; None if it has none."""
+    current = values(context.source)
+    scores = Scores(context.history, gained(links, dims))
+    study = _study(context.lab, dims, first)
+    told = _tell(study, scores)
+    distributions = _distributions(dims)
+    inject(study, distributions, _points(links, scores, dims, origin), POPULATION, SIGMA)
+    known = {code_key(context.source): None} | {done.code_key: scores.of(done) for done in context.history}
+    for _ in range(ATTEMPTS):
+        trial = study.ask(distributions)
+        wanted = {name: dim.decode(trial.params[name]) for name, dim in dims.items()}
+        changes = {name: value for name, value in wanted.items() if value != current[name]}
+        source = set_literals(context.source, changes)
+        if (key := code_key(source)) not in known:
+            details = {"study": study.study_name, "trial": trial.number, "told": told}
+            return Proposal(source, describe(current, changes), details)
+        score = known[key]  # no need to run it again
+        study.tell(trial.number, scores.penalty if score is None else score)
+    return None
+
+
+def _distributions(dims: Mapping[str, Dimension]) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {name: FloatDistribution(*dim.limits(), log=True) for name, dim in dims.items()}
+
+
+def _study(lab: Lab, dims: Mapping[str, Dimension], first: Experiment | None) -> optuna.Study:
+    """The study of this space; new ones begin at the session's first values, with its first experiment as their first trial."""
+    shape = {name: [dim.kind, dim.value] for name, dim in dims.items()}
+    # The session's tag is in the key, and so in the seed: another session goes another way, the same one the same way.
+    session = [first.fingerprint, first.session] if first else []
+    key = hashlib.sha256(json.dumps([session, shape], sort_keys=True).encode()).hexdigest()[:12]
+    folder = lab.journal / "search"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{key}.log"
+    _mend_tail(log)
+    lock: Any = _NoLock()
+    storage = JournalStorage(JournalFileBackend(str(log), lock))
+    start = {name: dim.encode(dim.value) for name, dim in dims.items()}
+    with warnings.catch_warnings():  # x0 and sigma0 are to go in Optuna 6; pyproject.toml stays below it
+        warnings.simplefilter("ignore")
+        sampler = CmaEsSampler(x0=start, sigma0=SIGMA, popsize=POPULATION, seed=int(key, 16) % 2**31, with_margin=True)
+    study = optuna.create_study(study_name=key, storage=storage, sampler=sampler, load_if_exists=True)
+    if not study.get_trials(deepcopy=False):
+        value = first.val_bpb if first and first.val_bpb is not None else math.inf
+        study.add_trial(optuna.trial.create_trial(params=start, distributions=_distributions(dims), value=min(value, 1e9)))
+    return study
+
+
+def _tell(study: optuna.Study, scores: Scores) -> int:
+    """Give the study what became of its open trials, the penalty for a crash. Returns how many were told."""
+    outcomes = {
+        done.details["trial"]: scores.of(done)
+        for done in scores.history
+        if done.details.get("study") == study.study_name and "trial" in done.details
+    }
+    told = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number in outcomes:
+            score = outcomes[trial.number]
+            study.tell(trial.number, scores.penalty if score is None else score)
+            told += 1
+        else:  # never ran: lost with its process
+            study.tell(trial.number, state=TrialState.FAIL)
+    return told
+
+
+def _points(links: Iterable[Link], scores: Scores, dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> list[Point]:
+    """What others tried in this space. What left these literals alone, a step or a change of code, says nothing of them."""
+    points = []
+    for link in links:
+        done, literals, score = link.done, link.done.literals or {}, scores.of(link.done)
+        if score is None or "study" in done.details or not all(dim.holds(literals.get(name)) for name, dim in dims.items()):
+            continue
+        before = link.before.literals or {} if link.before else origin
+        if any(literals[name] != before.get(name) for name in dims):
+            points.append(Point(done.n, {name: dim.encode(literals[name]) for name, dim in dims.items()}, score))
+    return points
 
 
 class _NoLock:

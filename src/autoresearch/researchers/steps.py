@@ -1,0 +1,90 @@
+"""Discrete literals are moved one at a time, by one step from the incumbent: "DEPTH 4->3" is then all that a row has to say.
+
+The order: a move that was just kept goes on in its direction; then moves that were never tried, those to a smaller model first,
+because it trains for more steps; then those that were tried longest ago, since the incumbent has changed. A move counts whoever
+made it, if it was the only literal that changed. A crash, out of memory above all, bars its direction for as long as the
+incumbent's discrete literals are what they were: other learning rates need no less memory.
+
+All of it follows from the history, so that a stop changes nothing.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoresearch.literals import Value
+from autoresearch.researchers.lineage import Link
+from autoresearch.researchers.space import Dimension
+from autoresearch.results import CRASH, KEEP
+
+Move = tuple[str, int]  # a literal, and 1 for up or -1 for down
+
+
+@dataclass(frozen=True)
+class Attempt:
+    move: Move
+    status: str  # keep, discard or crash
+    start: Mapping[str, Any]  # the discrete literals that it was made from
+
+
+@dataclass(frozen=True)
+class Step:
+    move: Move
+    value: Value  # the literal's new one
+    promising: bool  # never tried, or just kept
+
+
+def discrete(literals: Mapping[str, Any], dims: Mapping[str, Dimension]) -> dict[str, Any]:
+    return {name: literals.get(name) for name, dim in dims.items() if dim.discrete}
+
+
+def attempts(links: Iterable[Link], dims: Mapping[str, Dimension]) -> list[Attempt]:
+    """The single steps among what was tried, oldest first."""
+    found = []
+    for link in links:
+        if link.before and len(link.changed) == 1 and (move := _move(link, dims)):
+            found.append(Attempt(move, link.done.status, discrete(link.before.literals or {}, dims)))
+    return found
+
+
+def _move(link: Link, dims: Mapping[str, Dimension]) -> Move | None:
+    (name,) = link.changed
+    dim = dims.get(name)
+    old, new = ((each.literals or {}).get(name) for each in (link.before, link.done) if each)
+    if dim is None or not dim.discrete or not dim.holds(old):
+        return None
+    return next(((name, direction) for direction in (-1, 1) if dim.neighbour(old, direction) == new), None)
+
+
+def steps(current: Mapping[str, Any], dims: Mapping[str, Dimension], tried: Sequence[Attempt], session: str) -> list[Step]:
+    """The open steps from these literals, the best first. Another `session` goes another way."""
+    last: dict[Move, int] = {}
+    going: set[Move] = set()
+    for place, each in enumerate(tried):
+        name, direction = each.move
+        last[each.move] = place
+        going.discard(each.move)
+        if each.status == KEEP:
+            last[name, -direction] = place  # the way back was measured with it
+            going = (going | {each.move}) - {(name, -direction)}
+    now = discrete(current, dims)
+    barred = {each.move for each in tried if each.status == CRASH and each.start == now}
+
+    def rank(step: Step) -> tuple[int, int, str]:
+        move, (name, direction) = step.move, step.move
+        if move in going:
+            return 0, -last[move], ""
+        if move not in last:
+            shuffled = hashlib.sha256(f"{session} {name} {direction}".encode()).hexdigest()
+            return 1, 0 if dims[name].kind == "choice" else direction, shuffled
+        return 2, last[move], ""
+
+    found = []
+    for name in now:
+        for direction in (-1, 1):
+            move = (name, direction)
+            value = dims[name].neighbour(current[name], direction)
+            if value is not None and move not in barred:
+                found.append(Step(move, value, move in going or move not in last))
+    return sorted(found, key=rank)
