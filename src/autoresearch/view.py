@@ -9,6 +9,7 @@ from typing import Any
 from autoresearch.experiment.runner import Progress
 from autoresearch.journal import Experiment
 from autoresearch.results import CRASH, KEEP
+from autoresearch.terminal import leave, tell
 
 BESIDE_TITLE = 72  # columns of the live bar beside the title: an 80-column terminal shows the seconds left
 PLAIN_EVERY = 10.0  # seconds between two plain progress lines
@@ -16,22 +17,22 @@ PLAIN_EVERY = 10.0  # seconds between two plain progress lines
 
 class View:
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
+        self._terminal = sys.stderr  # while a bar is shown, `sys.stderr` is rich's
         self._bar: Any = None
         self._task: Any = None
         self._shown = 0.0
 
     def say(self, text: str) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._terminal.isatty():
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     @contextlib.contextmanager
     def run(self, title: str, budget: float) -> Iterator[None]:
         """Around one run of train.py."""
         self._shown = time.monotonic()
-        if not self.live:
+        if not self._terminal.isatty():  # a file, or closed since
             self.say(f"{title}: starting")
             yield
             return
@@ -54,11 +55,16 @@ class View:
                 yield
             finally:
                 self._bar = None
+                if not self._terminal.isatty():
+                    leave()  # before the bar takes its leave of a terminal that is closed
 
     def progress(self, now: Progress) -> None:
         figures = f"step {now.step}  loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tok/s  {now.seconds_left:.0f} s left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=now.percent, figures=figures, refresh=True)
+            try:
+                self._bar.update(self._task, completed=now.percent, figures=figures, refresh=True)
+            except OSError:
+                leave()
         elif time.monotonic() - self._shown >= PLAIN_EVERY:
             self._shown = time.monotonic()
             self.say(f"  {now.percent:3.0f}%  {figures}")

@@ -29,6 +29,7 @@ from autoresearch.experiment import caches
 from autoresearch.experiment.meter import Meter
 from autoresearch.experiment.refereeing import WEIGHTS, WEIGHTS_OUT, Conditions, Refereeing
 from autoresearch.journal import CRASHED, SCORED, TIMED_OUT, RunResult
+from autoresearch.processes import PROC, birth, end_marked
 from autoresearch.results import clean
 
 DEFAULT_SEED = 1337
@@ -384,43 +385,28 @@ def classify(text: str, exit_code: int) -> tuple[str, str]:
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-PROC = Path("/proc")  # Linux: what runs, and with which environment
-
-
 def kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def end_left_over(folder: Path, but: int = 0) -> None:
-    """Kill what still lives of a run in this folder, whose loop died or whose main process ended before it; its referee too."""
+    """Kill what still lives of the runs and audits in this folder, whose loop died or whose main process ended before it; their
+    referees too."""
     if not PROC.exists():
         return _end_by_pid(folder / "pid")
-    end_marked(f"{WEIGHTS_OUT}={folder / WEIGHTS}", but)
-
-
-def end_marked(mark: str, but: int = 0) -> None:
-    """Kill all processes with this `NAME=value` in their environment, whatever became of their parents."""
-    for environment in PROC.glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            if int(environment.parent.name) != but and mark.encode() in environment.read_bytes().split(b"\0"):
-                os.kill(int(environment.parent.name), signal.SIGKILL)
+    end_marked(f"{WEIGHTS_OUT}={folder}/", but)
 
 
 def write_pid(path: Path, pid: int) -> None:
     """For systems whose processes don't show their environment."""
     if not PROC.exists():
-        path.write_text(f"{pid} {_start_time(pid)}\n")
+        path.write_text(f"{pid} {birth(pid)}\n")
 
 
 def _end_by_pid(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         pid, _, started = path.read_text().strip().partition(" ")
-        if started and _start_time(int(pid)) == started:
+        if started and birth(int(pid)) == started:
             kill_group(int(pid))
         path.unlink()
-
-
-def _start_time(pid: int) -> str:
-    """What tells a process from a later one with the same number; '' if there is none."""
-    return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()

@@ -24,13 +24,13 @@ from typing import IO, Any
 from autoresearch.errors import Interrupted, NotReady
 from autoresearch.experiment import sandbox
 from autoresearch.lab import write_atomically
+from autoresearch.processes import end_marked
 from autoresearch.researchers import ResearcherFailed
 
 FLOOD = 256 * 2**20  # bytes of output that end it: it would fill the disk
 LOGIN_LIMIT = 2**20  # bytes of a login file
 MAX_PATH = 4096  # characters; a longer word is no path
 POLL_SECONDS = 0.2
-PROC = Path("/proc")
 MARK = "AUTORESEARCH_RESEARCHER"  # in the environment of everything that it starts
 # What any program needs to run, speak and reach the network.
 PASSED = (
@@ -126,11 +126,7 @@ def started(launch: Launch, stdin: Any, stdout: Any, stderr: Any) -> "Iterator[s
 
 def end_left_over(scratch: Path) -> None:
     """Kill what still lives of a researcher of this scratch folder, in whatever process group."""
-    mark = f"{MARK}={scratch}".encode()
-    for environment in PROC.glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            if mark in environment.read_bytes().split(b"\0"):
-                os.kill(int(environment.parent.name), signal.SIGKILL)
+    end_marked(f"{MARK}={scratch}")
 
 
 # -- what it gets ----------------------------------------------------------------------------------------------------
