@@ -227,6 +227,96 @@ def test_a_discard_leaves_the_branch_the_index_and_every_file_as_they_were(ready
     assert kept() == before
 
 
+# -- a branch that moved -------------------------------------------------------------------------------------------------
+
+
+def person_commits(lab: Path, name: str, text: str) -> str:
+    (lab / name).write_text(text)
+    git(lab, "add", name)
+    git(lab, "commit", "--quiet", f"--message=my {name}")
+    return git(lab, "rev-parse", "HEAD")
+
+
+def test_a_keep_joins_what_was_committed_on_the_branch_meanwhile(lab: Path, ratchet: Ratchet) -> None:
+    branch = ratchet.enter("night")
+    kept = ratchet.commit(ratchet.head(), {"train.py": toy(LR=0.2)}, "better\n")
+    theirs = person_commits(lab, "notes.md", "mine\n")
+    for _ in range(2):  # the second time as after a kill
+        assert ratchet.advance(branch, kept, ("train.py",))
+        assert git(lab, "log", "-1", "--format=%P") == f"{theirs} {kept}"
+        assert (lab / "notes.md").read_text() == "mine\n" and (lab / "train.py").read_text() == toy(LR=0.2)
+        assert git(lab, "status", "--porcelain") == ""
+        assert git(lab, "log", "-1", "--format=%s") == "better"
+
+
+def test_a_keep_does_not_replace_a_train_py_that_was_committed_meanwhile(lab: Path, ratchet: Ratchet) -> None:
+    branch = ratchet.enter("night")
+    kept = ratchet.commit(ratchet.head(), {"train.py": toy(LR=0.2)}, "better\n")
+    theirs = person_commits(lab, "train.py", toy(LR=0.3))
+    before = state(lab)
+    assert not ratchet.advance(branch, kept, ("train.py",))
+    assert ratchet.head() == theirs and state(lab) == before
+
+
+def test_a_branch_that_has_the_keep_and_more_stays_where_it_is(lab: Path, ratchet: Ratchet) -> None:
+    branch = ratchet.enter("night")
+    kept = ratchet.commit(ratchet.head(), {"train.py": toy(LR=0.2)}, "better\n")
+    ratchet.advance(branch, kept, ("train.py",))
+    theirs = person_commits(lab, "train.py", toy(LR=0.3))
+    assert ratchet.advance(branch, kept, ("train.py",))
+    assert ratchet.head() == theirs and (lab / "train.py").read_text() == toy(LR=0.3)
+
+
+def test_a_branch_with_another_history_is_left_alone(lab: Path, ratchet: Ratchet) -> None:
+    branch = ratchet.enter("night")
+    kept = ratchet.commit(ratchet.head(), {"train.py": toy(LR=0.2)}, "better\n")
+    git(lab, "checkout", "--quiet", "--orphan", "new")
+    git(lab, "commit", "--quiet", "--message=begun anew")
+    git(lab, "branch", "--quiet", "--force", branch)
+    assert not ratchet.advance(branch, kept, ("train.py",))
+    assert git(lab, "rev-parse", branch) == ratchet.head()
+
+
+# -- locks of other gits -------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_goes_within_a_moment_is_waited_for(lab: Path, ratchet: Ratchet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's git in another terminal has it."""
+    lock = lab / ".git" / "index.lock"
+    lock.touch()
+    monkeypatch.setattr("autoresearch.ratchet.time.sleep", lambda _: lock.unlink(missing_ok=True))
+    (lab / "train.py").write_text(toy(LR=0.2))
+    ratchet.restore("HEAD", ("train.py",))
+    assert (lab / "train.py").read_text() == toy()
+
+
+@pytest.mark.parametrize("name", ["index.lock", "refs/heads/main.lock"])
+def test_a_lock_that_a_dead_git_left_is_removed_with_a_word(lab: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("autoresearch.ratchet.LOCK_PATIENCE", 0.1)
+    said: list[str] = []
+    ratchet = Ratchet(lab, said.append)
+    commit = ratchet.commit(ratchet.head(), {"train.py": toy(LR=0.2)}, "better\n")
+    (lab / ".git" / name).touch()
+    ratchet.advance("main", commit, ("train.py",))
+    assert ratchet.head() == commit and (lab / "train.py").read_text() == toy(LR=0.2)
+    assert said == [f"{lab / '.git' / name} was left behind by a git that has died: removed"]
+
+
+def test_a_lock_while_a_git_lives_here_is_never_removed(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoresearch.ratchet.LOCK_PATIENCE", 0.1)
+    lock = lab / ".git" / "index.lock"
+    lock.touch()
+    living = subprocess.Popen(["git", "cat-file", "--batch"], cwd=lab, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        with pytest.raises(GitError, match=rf"git, process {living.pid}, is at work there: let it end"):
+            Ratchet(lab).restore("HEAD", ("train.py",))
+        assert lock.exists()
+    finally:
+        living.communicate()
+    Ratchet(lab).restore("HEAD", ("train.py",))
+    assert not lock.exists()
+
+
 # -- program.md ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,17 @@ carry the tool's own identity, run no hooks and are not signed. A person's main 
 """
 
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.errors import NotReady, WrongCall
+from autoresearch.processes import PROC
+from autoresearch.terminal import tell
 
 PREFIX = "autoresearch/"  # session branches are autoresearch/<tag>
 IDENTITY = {
@@ -49,6 +53,10 @@ FOREIGN = (
     "GIT_COMMITTER_DATE",
     "GIT_EXTERNAL_DIFF",
 )
+# git's lock files are there for milliseconds, or as long as an editor is open for a commit. One that stands so long while no git
+# lives here was left by one that died.
+LOCK_PATIENCE = 10.0  # seconds
+LOCKED = re.compile(r"Unable to create '(.+\.lock)': File exists")
 
 
 class GitError(NotReady):
@@ -58,6 +66,7 @@ class GitError(NotReady):
 @dataclass(frozen=True)
 class Ratchet:
     root: Path
+    say: Callable[[str], None] = tell
 
     def git(self, *arguments: str, data: bytes | None = None, env: Mapping[str, str] | None = None) -> str:
         """What git prints, without its last newline. Raises GitError."""
@@ -70,18 +79,55 @@ class Ratchet:
         if arguments[0] == "diff":
             arguments = ("diff", "--no-ext-diff", "--no-textconv", *arguments[1:])
         command = ["git", *options, *arguments]
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            done = self._run(command, environment, data or b"")
+            if done.returncode == 0:
+                return done.stdout
+            said = done.stderr.decode(errors="replace").strip()
+            if (found := LOCKED.search(said)) and self._comes_free(self.root / found[1], deadline):
+                continue
+            words = said.splitlines() or ["no reason given"]
+            reason = next((line for line in words if line.startswith(("fatal:", "error:"))), words[-1])  # advice follows it
+            raise GitError(f"git {' '.join(arguments[:2])} in {self.root}: {reason}{self._hint(found)}")
+
+    def _run(self, command: list[str], environment: Mapping[str, str], data: bytes) -> "subprocess.CompletedProcess[bytes]":
         try:
             # A session of its own: Ctrl-C in a terminal reaches the whole process group, and git shall finish.
-            done = subprocess.run(
-                command, cwd=self.root, capture_output=True, env=environment, input=data or b"", start_new_session=True
-            )
+            return subprocess.run(command, cwd=self.root, capture_output=True, env=environment, input=data, start_new_session=True)
         except FileNotFoundError:
             raise NotReady("git is not installed: install it with your system's packages") from None
-        if done.returncode != 0:
-            words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            reason = next((line for line in words if line.startswith(("fatal:", "error:"))), words[-1])  # advice follows it
-            raise GitError(f"git {' '.join(arguments[:2])} in {self.root}: {reason}")
-        return done.stdout
+
+    # -- the locks of other gits -------------------------------------------------------------------------------------
+
+    def _comes_free(self, lock: Path, deadline: float) -> bool:
+        """Whether a lock that is in the way goes, by itself or because whoever made it is dead."""
+        if time.monotonic() < deadline:
+            time.sleep(0.05)
+            return True
+        if not lock.exists() or not PROC.exists() or any(True for _ in self._living()):
+            return False
+        lock.unlink()
+        self.say(f"{lock} was left behind by a git that has died: removed")
+        return True
+
+    def _living(self) -> Iterator[int]:
+        """Processes of git that may be at work in this repository."""
+        for name in PROC.glob("[0-9]*/comm"):
+            pid = int(name.parent.name)
+            try:
+                if name.read_text().startswith("git") and (name.parent / "cwd").readlink().is_relative_to(self.root.resolve()):
+                    yield pid
+            except PermissionError:  # another user's
+                yield pid
+            except OSError:  # it has ended meanwhile
+                continue
+
+    def _hint(self, found: "re.Match[str] | None") -> str:
+        if found is None:
+            return ""
+        pid = next(self._living(), None)
+        return f" (git, process {pid}, is at work there: let it end)" if pid else f" (if no git is at work there: rm '{found[1]}')"
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -158,8 +204,8 @@ class Ratchet:
             self.git("switch", "--quiet", "--create", branch)
         return branch
 
-    def commit(self, parent: str, files: Mapping[str, str], message: str) -> str:
-        """A commit on top of `parent` with these files' texts changed. Nothing else moves. Returns its hash."""
+    def commit(self, parent: str, files: Mapping[str, str], message: str, other: str | None = None) -> str:
+        """A commit on top of `parent` (and `other`) with these files' texts changed. Nothing else moves. Returns its hash."""
         with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             self.git("read-tree", parent, env=index)
@@ -169,7 +215,8 @@ class Ratchet:
                 entry = f"{modes.get(path, '100644')},{blob},{path}"
                 self.git("update-index", "--add", "--cacheinfo", entry, env=index)
             tree = self.git("write-tree", env=index)
-        return self.git("commit-tree", tree, "-p", parent, "-F", "-", data=message.encode())
+        parents = [word for each in (parent, other) if each for word in ("-p", each)]
+        return self.git("commit-tree", tree, *parents, "-F", "-", data=message.encode())
 
     def _modes(self, commit: str) -> dict[str, str]:
         """Which files of the top folder are executable: they stay so."""
@@ -180,11 +227,43 @@ class Ratchet:
         """Make `commit` reachable for good as refs/autoresearch/<session>/<name>."""
         self.git("update-ref", f"refs/autoresearch/{session}/{name}", commit)
 
-    def advance(self, branch: str, commit: str, files: tuple[str, ...]) -> None:
-        """Move the branch to `commit`; bring these files into the index and the working tree. May be repeated."""
-        self.git("update-ref", f"refs/heads/{branch}", commit)
-        if self.branch() == branch:
-            self.restore(commit, files)
+    def advance(self, branch: str, commit: str, files: tuple[str, ...]) -> bool:
+        """Move the branch to `commit`; bring these files into the index and the working tree. May be repeated.
+
+        What somebody committed on the branch meanwhile stays on it: the two are joined. False, and nothing is moved, where they
+        changed one of these files too.
+        """
+        name = f"refs/heads/{branch}"
+        tip = self.commit_of(name)
+        if tip is None or self.is_ancestor(tip, commit):
+            target = commit
+        elif self.is_ancestor(commit, tip):
+            target = tip
+        elif joined := self._join(tip, commit, files):
+            target = joined
+        else:
+            return False
+        self.git("update-ref", name, target, tip or "")  # only if it is still there
+        if files and self.branch() == branch:
+            self.restore(target, files)
+        return True
+
+    def is_ancestor(self, older: str, newer: str) -> bool:
+        return older == newer or self._merge_base(older, newer) == older
+
+    def _merge_base(self, one: str, other: str) -> str | None:
+        try:
+            return self.git("merge-base", one, other)
+        except GitError:  # they have nothing in common
+            return None
+
+    def _join(self, tip: str, commit: str, files: tuple[str, ...]) -> str | None:
+        """`tip` with these files of `commit`, on top of both; None where they differ from those that `commit` was made from."""
+        base = self._merge_base(tip, commit)
+        if base is None or any(self.blob(tip, file) != self.blob(base, file) for file in files):
+            return None
+        subject = self.git("show", "--no-patch", "--format=%s", commit)
+        return self.commit(tip, {file: self.show(commit, file) for file in files}, f"{subject}\n", commit)
 
     def restore(self, commit: str, files: tuple[str, ...]) -> None:
         """Index and working tree get these files as they are in `commit`. Nothing else of a person's tree is touched."""
