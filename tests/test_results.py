@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autoresearch.errors import NotReady
-from autoresearch.results import CRASH, DISCARD, KEEP, Row, append, clean, format_row, gains, read, summarize
+from autoresearch.results import CRASH, DISCARD, KEEP, Row, append, clean, commits, format_row, gains, missing, read, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
@@ -29,6 +29,27 @@ def written(path: Path, *rows: Row) -> Path:
     for row in rows:
         append(path, row)
     return path
+
+
+# -- what is lacking -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_there_if_its_commit_is_wherever_it_stands_and_whatever_else_was_changed(tmp_path: Path) -> None:
+    table = written(tmp_path / "results.tsv", WORSE, Row(BASELINE.commit, 0.99, None, DISCARD, "as I see it"))
+    assert commits(table) == ["b8e1d04", "0c68d73"]
+    assert missing(["0c68d73", "a3f2c91", "b8e1d04"], commits(table)) == [1]
+    assert missing(["a3f2c91"], commits(tmp_path / "nothing")) == [0]
+
+
+def test_of_two_rows_whose_commits_begin_alike_none_stands_for_the_other() -> None:
+    assert missing(["a3f2c91", "b8e1d04", "a3f2c91"], ["a3f2c91", "b8e1d04"]) == [2]
+    assert missing(["a3f2c91", "a3f2c91"], ["a3f2c91", "a3f2c91"]) == []
+
+
+def test_the_commits_are_those_of_the_rows_that_are_read(tmp_path: Path) -> None:
+    table = written(tmp_path / "results.tsv", BASELINE, BETTER)
+    table.write_text(table.read_text() + "\nhalf a li\nx\ty\tz\tneither\tnor\n")
+    assert commits(table) == [row.commit for row in read(table)[0]] == ["0c68d73", "a3f2c91"]
 
 
 # -- writing -------------------------------------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 Also those that came to nothing are in it: they are paid for too. Standard library only.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from autoresearch.errors import Enough, NotReady
+from autoresearch.lines import append_line, read_lines
 from autoresearch.researchers import Cost
 
 
@@ -30,6 +31,7 @@ class Asked:
         return Cost(self.seconds, self.input_tokens, self.output_tokens, self.dollars)
 
 
+FIELDS = frozenset(each.name for each in fields(Asked))
 PROPOSED, FAILED = "proposed", "failed"
 
 
@@ -40,30 +42,20 @@ class Ledger:
 
     def all(self) -> list[Asked]:
         if self._all is None:
-            known = {each.name for each in fields(Asked)}
-            self._all = []
-            for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
-                try:
-                    self._all.append(Asked(**{name: value for name, value in json.loads(line).items() if name in known}))
-                except (ValueError, TypeError, AttributeError):  # half a line, by a process that died
-                    continue
+            self._all = read_lines(self.path, asked_from)
         return self._all
 
     def add(self, asked: Asked) -> None:
         self.all().append(asked)
-        with self.path.open("ab") as file:
-            at_line = file.tell() == 0 or _ends_with_newline(self.path)
-            file.write((b"" if at_line else b"\n") + json.dumps(asdict(asked)).encode() + b"\n")
+        append_line(self.path, asdict(asked))
 
     def counts(self, session: str) -> Mapping[str, int]:
         """How often each researcher was asked in this session."""
         return Counter(each.researcher for each in self.all() if each.session == session)
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+def asked_from(data: dict[str, Any]) -> Asked:
+    return Asked(**data) if data.keys() <= FIELDS else Asked(**{name: value for name, value in data.items() if name in FIELDS})
 
 
 def total(asked: Sequence[Asked]) -> Cost:

@@ -4,17 +4,19 @@ Written by a single append and fsync. Read with tolerance for what other tools o
 it is, never its number.
 """
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.errors import NotReady
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-KEEP, DISCARD, CRASH = "keep", "discard", "crash"
+STATUSES = KEEP, DISCARD, CRASH = "keep", "discard", "crash"
 MAX_DESCRIPTION = 300  # characters; more makes a table unreadable
 MAX_HEADER = 4096  # bytes
 
@@ -146,33 +148,63 @@ def _number(text: str) -> float | None:
     return value if 0 < value < float("inf") else None
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _columns(path: Path, header: str) -> dict[str, int]:
+    """Where each column stands. Raises NotReady for a foreign header."""
+    names = _names(header)
+    if not {"commit", "val_bpb", "status", "description"} <= set(names):
+        shown = clean(header)[:60]
+        raise NotReady(f"{path}: line 1 is '{shown}', not the header {' '.join(HEADER)}: move the file away, a new one is begun")
+    return {name: index for index, name in enumerate(names)}
+
+
+def _is_row(fields: Sequence[str], order: Mapping[str, int]) -> bool:
+    return len(fields) >= len(order) and fields[order["status"]].strip().lower() in STATUSES
+
+
+def check_header(path: Path) -> None:
+    """Raises NotReady for a file with a foreign header."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        start = file.read(MAX_HEADER).decode(errors="replace")
+        if start.strip():
+            _columns(path, start.partition("\n")[0])
+
+
+def commits(path: Path) -> list[str]:
+    """The commits of a table's rows, in order. Raises NotReady for a file with a foreign header."""
+    text = _text(path)
+    if not text.strip():
+        return []
+    header, *lines = text.split("\n")
+    order = _columns(path, header)
+    return [_tidy(fields[order["commit"]]) for line in lines if _is_row(fields := line.rstrip("\r").split("\t"), order)]
+
+
 def read(path: Path) -> tuple[list[Row], list[str]]:
     """Rows and warnings (one for each line that can't be read). Raises NotReady for a file with a foreign header."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return [], []
-    lines = text.split("\n")
+    text = _text(path)
     if not text.strip():
         return [], []
-    names = _names(lines[0])
-    memory_name = "peak_vram_mb" if "peak_vram_mb" in names else "memory_gb"
-    missing = [name for name in ("commit", "val_bpb", "status", "description") if name not in names]
-    if missing:
-        shown = clean(lines[0])[:60]
-        raise NotReady(f"{path}: line 1 is '{shown}', not the header {' '.join(HEADER)}: move the file away, a new one is begun")
-    order = {name: index for index, name in enumerate(names)}
+    lines = text.split("\n")
+    order = _columns(path, lines[0])
+    memory_name = "peak_vram_mb" if "peak_vram_mb" in order else "memory_gb"
     commit, score, status, description = (order[name] for name in ("commit", "val_bpb", "status", "description"))
     memory = order.get(memory_name)
     per_gb = 1024.0 if memory_name == "peak_vram_mb" else 1.0
-    last = description == len(names) - 1  # then tabs in it, which other tools let pass, are a part of it
+    last = description == len(order) - 1  # then tabs in it, which other tools let pass, are a part of it
 
     rows, warnings = [], []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.rstrip("\r").split("\t")
         if fields == [""]:
             continue
-        if len(fields) < len(names) or fields[status].strip().lower() not in (KEEP, DISCARD, CRASH):
+        if not _is_row(fields, order):
             warnings.append(f"{path.name}, line {number}: not a row, left out: '{clean(line)[:60]}'")
             continue
         state = fields[status].strip().lower()
@@ -182,6 +214,19 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         said = "\t".join(fields[description:]) if last else fields[description]
         rows.append(Row(_tidy(fields[commit]), value, gigabytes, state, _tidy(said)))
     return rows, warnings
+
+
+def missing(wanted: Sequence[str], written: Iterable[str]) -> list[int]:
+    """Which of these commits, by their places, a table with those lacks. A person may have sorted it and written in it: a row is
+    known by its commit alone; and counted, since among thousands two commits begin alike."""
+    there = Counter(written)
+    there.subtract(wanted)
+    lacking = []
+    for place in reversed(range(len(wanted))):  # of two that begin alike the later one is the one that is not there yet
+        if there[wanted[place]] < 0:
+            there[wanted[place]] += 1
+            lacking.append(place)
+    return lacking[::-1]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The runs alternate, so that a machine that drifts harms all alike, and those of 
 what is there. No row and no branch is touched.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from autoresearch.ahead import merge_settings
 from autoresearch.errors import Interrupted, NotReady, WrongCall
 from autoresearch.experiment import audit
 from autoresearch.experiment.runner import DEFAULT_SEED, RunPlan, seed_of
-from autoresearch.journal import Experiment, RunResult, append_line, result_from
+from autoresearch.journal import Experiment, RunResult, result_from
 from autoresearch.lab import TRAIN
+from autoresearch.lines import append_line, read_lines
 from autoresearch.literals import code_key
 from autoresearch.noise import Gain
 from autoresearch.results import KEEP
@@ -62,13 +62,9 @@ class Record:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
         self.runs: dict[str, dict[int, RunResult]] = {}
-        for line in path.read_bytes().split(b"\n") if path.exists() else []:
-            try:
-                data = json.loads(line)
-                if data["fingerprint"] == fingerprint:
-                    self._put(data["key"], result_from(data["result"]))
-            except (ValueError, TypeError, KeyError, AttributeError):  # a line that was cut by a crash
-                continue
+        for key, of, result in read_lines(path, lambda data: (data["key"], data["fingerprint"], result_from(data["result"]))):
+            if of == fingerprint:
+                self._put(key, result)
 
     def _put(self, key: str, result: RunResult) -> None:
         self.runs.setdefault(key, {})[result.seed or 0] = result
