@@ -331,6 +331,13 @@ def _visible(cards: list[_Card], wanted: str | None) -> list[_Card]:
     return seen
 
 
+def gpu_in_use_mb(uuid: str) -> int | None:
+    """Memory of a GPU that anybody holds now, in MB; None where it can't be told."""
+    tool = _find("nvidia-smi", os.environ) or _WSL_TOOL
+    answer = _Question(tool, ["--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={uuid}"], os.environ).answer()
+    return _digits(answer.text) if answer.code == 0 else None
+
+
 def _reason(answer: _Answer) -> str:
     line = next((line.strip() for line in answer.text.splitlines() if line.strip()), "")
     line = "".join(c if c.isprintable() else "?" for c in line)[:200]

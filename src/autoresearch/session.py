@@ -1,5 +1,6 @@
 """One stretch of the loop on one branch: its record, its own copies of the read-only files, its history and its incumbent."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,10 @@ from autoresearch.lab import (
 from autoresearch.ratchet import PREFIX, Ratchet
 from autoresearch.results import KEEP
 
+OTHERS_MB = 300  # of a GPU: less than a program needs that does anything on it, whose context alone takes as much
+BY_OTHERS = ("oom", "error", "timeout", "no-score")  # classes of a crash that a GPU in other hands can cause
+RELEASE_PATIENCE = 5.0  # seconds until the driver has taken back the memory of a run that was killed
+
 
 def gone(record: SessionRecord, journal: Journal) -> NotReady:
     """What to say when somebody deleted the branch of a session."""
@@ -43,8 +48,9 @@ class Session:
     def __init__(self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]) -> None:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
         self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
-        self.ratchet = Ratchet(lab.root)
+        self.ratchet = Ratchet(lab.root, say)
         self._hidden: tuple[Path, ...] | None = None
+        self.held_before = (hardware.gpu_in_use_mb(machine.gpu_uuid) or 0) if machine.device == "cuda" else 0
         self.constants = lab.constants()
         self.helpers = copy_helpers(lab, journal.session_folder(record.tag))
         parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
@@ -75,7 +81,7 @@ class Session:
         if not self.lab.results.exists() and self._aside(self.record.fingerprint).exists():
             self._aside(self.record.fingerprint).replace(self.lab.results)
             self.say("results.tsv has the rows again that were measured under these conditions")
-        results.read(self.lab.results)  # a foreign header stops the session before any work
+        results.check_header(self.lab.results)  # a foreign one stops the session before any work
 
     def _aside(self, of: str) -> Path:
         return self.lab.root / f"results-{of}.tsv"
@@ -84,17 +90,35 @@ class Session:
         """Where rows of a fingerprint belong."""
         return self.lab.results if of == self.record.fingerprint else self._aside(of)
 
-    def check_machine(self) -> None:
-        """Raises NotReady if the GPU or the data is gone: then a crash is not the experiment's."""
+    def check_machine(self, crash_class: str = "error") -> None:
+        """Raises NotReady if the GPU or the data is gone, or the GPU is another's: then a crash is not the experiment's."""
         parts = self.record.parts or {}
         if data_fingerprint(self.helpers, thorough=True)[:16] != parts["data"]:
             raise NotReady("the prepared data has changed since the session began: run 'uv run prepare.py' and start again")
-        if self.machine.gpu_name:
-            found = hardware.probe()
-            if found.gpu_name != self.machine.gpu_name:
-                raise NotReady(
-                    f"the GPU {self.machine.gpu_name} is gone (now: {found.gpu_name or 'none'}): see nvidia-smi and 'dmesg'"
-                )
+        if self.machine.device == "cuda":
+            self._check_gpu(crash_class in BY_OTHERS)
+
+    def _check_gpu(self, by_others: bool) -> None:
+        name, found = self.machine.gpu_name, hardware.probe()
+        if found.gpu_name != name:
+            why = found.gpu_error or f"now: {found.gpu_name or 'none'}"
+            raise NotReady(f"the GPU {name} is gone ({why}): see nvidia-smi and 'dmesg'")
+        if (others := self._held_by_others()) > OTHERS_MB:
+            way_out = "end it, or wait for it, or choose another GPU with CUDA_VISIBLE_DEVICES, and start again"
+            raise NotReady(
+                f"another program holds {others:,} MB of the GPU {name} that were free when the session began: {way_out}"
+            )
+
+    def _held_by_others(self) -> int:
+        """MB of the GPU, beyond what was held when the session began, once our own run has ended."""
+        deadline = time.monotonic() + RELEASE_PATIENCE
+        while True:
+            in_use = hardware.gpu_in_use_mb(self.machine.gpu_uuid) or 0
+            self.held_before = min(self.held_before, in_use)  # a run that a killed loop left may have been in it
+            others = in_use - self.held_before
+            if others <= OTHERS_MB or time.monotonic() > deadline:
+                return others
+            time.sleep(0.2)
 
     def check_tree(self) -> None:
         """Raises NotReady if a file that must stand still has changed, committed or not, or the lab is on another branch."""
