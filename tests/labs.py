@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -266,3 +267,50 @@ def picture(lab: Path) -> tuple[str, ...]:
         git(lab, "--no-optional-locks", "status", "--porcelain"),
         *(f"{path} {path.read_bytes().hex()}" for path in files if path.is_file()),
     )
+
+
+def wrongs(lab: Path) -> list[str]:
+    """What is not as if nothing had ever been killed: table, journal, references, branch, working tree, processes, locks."""
+    table, settled = rows(lab), journal(lab)
+    numbers = [done["n"] for done in settled]
+    kept = [done for done in settled if done["status"] == "keep"]
+    begun = {int(path.parent.name): stage_in(path) for path in lab.glob(".autoresearch/runs/*/state.json")}
+    tried = [(done, f"refs/autoresearch/{done['session']}/{done['n']}") for done in settled]
+    refs = dict(line.split() for line in git(lab, "for-each-ref", "--format=%(refname) %(objectname)").splitlines())
+    claims = {
+        "the table has the rows of the journal": [row[0] for row in table] == [done["commit"][:7] for done in settled],
+        "a row says what the journal says": [row[3] for row in table] == [done["status"] for done in settled],
+        "the table ends with a whole line": (lab / "results.tsv").read_bytes().endswith(b"\n"),
+        "experiments are there once, in order": numbers == sorted(set(numbers)),
+        "all that was begun came to its end": set(begun.values()) <= {"settled", "abandoned", ""},
+        "what is settled is in the journal": {n for n, stage in begun.items() if stage == "settled"} == set(numbers),
+        "every commit is reachable": all(refs.get(name) == done["commit"] for done, name in tried),
+        "the branch is at the incumbent": not kept or tip(lab) == kept[-1]["commit"],
+        "train.py is the incumbent's": not kept or (lab / "train.py").read_text() == source_of(lab, kept[-1]["n"]),
+        "the tree is clean": git(lab, "status", "--porcelain", "--untracked-files=no") == "",
+        "main never moved": git(lab, "log", "--format=%s", "main") == "a lab",
+        "no process is left": processes_of(lab) == [],
+        "no lock is left": is_free(lab) and not list((lab / ".git").rglob("*.lock")),
+    }
+    return [claim for claim, holds in claims.items() if not holds]
+
+
+def stage_in(file: Path) -> str:
+    """The stage that a state.json tells; '' for one that a power cut tore."""
+    try:
+        return str(json.loads(file.read_text())["stage"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def source_of(lab: Path, n: int) -> str:
+    return (lab / ".autoresearch" / "runs" / str(n) / "train.py").read_text()
+
+
+def is_free(lab: Path) -> bool:
+    with (lab / ".autoresearch" / "lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True

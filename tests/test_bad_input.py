@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, git, toy
-from labs import Background, Held, agent, copy_of, picture, rows, setting, statuses, template, tip
+from labs import Background, Held, agent, copy_of, forked, picture, rows, setting, statuses, template, tip, wait_for, wrongs
 
 from autoresearch import cli as commands
+from autoresearch import ratchet
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
@@ -293,18 +294,41 @@ def test_a_baseline_that_fails_begins_no_night(lab: Path, tmp_path: Path, cli: C
     assert statuses(lab) == ["keep", "keep"]
 
 
-def test_a_lock_that_another_git_left_behind_is_named_and_costs_nothing(lab: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_lock_that_a_dead_git_left_behind_is_removed_and_the_loop_goes_on(lab: Path, tmp_path: Path) -> None:
     (lab / ".git" / "index.lock").touch()
-    researcher = agent(tmp_path, setting("LR", 0.2), setting("LR", 0.05))
-    done = cli("loop", "--max", "1", "--researcher", researcher)
+
+    def impatient() -> None:
+        ratchet.LOCK_PATIENCE = 0.2
+
+    done = forked(lab, "loop", "--max", "1", "--researcher", agent(tmp_path, setting("LR", 0.2)), rigged=impatient)
+    assert done.returncode == 0, done.stderr
+    assert f"{lab}/.git/index.lock was left behind by a git that has died: removed" in done.stderr
+    assert statuses(lab) == ["keep", "keep"]
+    assert wrongs(lab) == []
+
+
+def test_a_lock_of_a_git_that_lives_is_named_and_costs_nothing(lab: Path, tmp_path: Path, cli: Cli) -> None:
+    """A person's commit, whose message is still being written in an editor."""
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\ntouch '{tmp_path}/open'\nwhile [ -e '{tmp_path}/open' ]; do sleep 0.05; done\nexit 1\n")
+    editor.chmod(0o755)
+    (lab / "program.md").write_text("# Another way\n")
+    words = ["git", "-c", "user.name=p", "-c", "user.email=p@p", "-c", f"core.editor={editor}", "commit", "--quiet", "--all"]
+    theirs = subprocess.Popen(words, cwd=lab, stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "open").exists, "no editor was opened")
+    researcher = agent(tmp_path, setting("LR", 0.2))
+
+    def impatient() -> None:
+        ratchet.LOCK_PATIENCE = 0.2
+
+    done = forked(lab, "loop", "--max", "1", "--researcher", researcher, rigged=impatient)
+    (tmp_path / "open").unlink()
+    assert theirs.wait() == 1
     assert done.returncode == 3
-    assert f"Unable to create '{lab}/.git/index.lock': File exists" in done.stderr.splitlines()[-1]
-    (lab / ".git" / "index.lock").unlink()
+    assert f"index.lock': File exists. (git, process {theirs.pid}, is at work there: let it end)" in done.stderr.splitlines()[-1]
     again = cli("loop", "--max", "1", "--researcher", researcher)
     assert again.returncode == 0, again.stderr
-    assert statuses(lab) == ["keep", "keep", "discard"]
-    assert (lab / "train.py").read_text() == toy(LR=0.2)
-    assert git(lab, "status", "--porcelain") == ""
+    assert statuses(lab) == ["keep", "keep"]
 
 
 # -- the disk --------------------------------------------------------------------------------------------------------
@@ -385,6 +409,60 @@ def test_a_disk_that_others_fill_during_a_run_is_no_crash(
     assert statuses(lab) == ["keep"]
 
 
+@pytest.mark.parametrize("moment", ["proposed", "running"])
+def test_a_disk_that_is_full_in_the_middle_of_a_session_costs_nothing_once_it_has_room(
+    made: Path, tmp_path: Path, environment: Mapping[str, str], disk: Callable[[str], Path], moment: str
+) -> None:
+    """While a researcher thinks, so that its proposal can't be written; or while a run goes on, so that its result can't."""
+    lab = copy_of(made, disk("320m") / "lab")
+    held = Held(tmp_path, LR=0.2)
+    wait = f"touch '{held.started}'; while [ -e '{held.latch}' ]; do sleep 0.01; done; {setting('LR', 0.2)}"
+    moves = (wait, setting("LR", 0.2)) if moment == "proposed" else (held.move, setting("LR", 0.05))
+    researcher = agent(tmp_path, *moves)
+    options = ("loop", "--max", "1", "--no-ahead", "--researcher", researcher)
+    loop = Background(lab, *options, env=environment, log=tmp_path / "log")
+    held.wait()
+    fill(lab.parent)
+    held.let_go()
+    assert loop.end() == 3
+    assert re.search(
+        r"No space left on device|is full \(0 MB free\)|gave no verdict|was not measured", loop.said().splitlines()[-1]
+    )
+    assert statuses(lab) == ["keep"]
+    (lab.parent / "ballast").unlink()
+    done = forked(lab, *options)
+    assert done.returncode == 0, done.stderr
+    assert statuses(lab)[:2] == ["keep", "keep"]
+    assert wrongs(lab) == []
+
+
+def test_a_disk_that_turns_read_only_during_a_run_costs_nothing_once_it_is_writable_again(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    held = Held(tmp_path, LR=0.2)
+    options = ("loop", "--max", "1", "--researcher", agent(tmp_path, held.move, setting("LR", 0.05)))
+    loop = Background(lab, *options, env=environment, log=tmp_path / "log")
+    held.wait()
+    for words in (["--bind", str(lab), str(lab)], ["-o", "remount,bind,ro", str(lab)]):
+        done = subprocess.run(["mount", *words], capture_output=True, text=True)
+        if done.returncode != 0:
+            loop.process.kill()
+            pytest.skip(f"mounting a file system is not allowed here: {done.stderr.strip()}")
+    try:
+        held.let_go()
+        assert loop.end() == 3
+        assert re.search(r"Read-only file system|was not measured|gave no verdict", loop.said().splitlines()[-1])
+        assert statuses(lab) == ["keep"]
+    finally:
+        subprocess.run(["umount", str(lab)], check=True)
+    again = forked(lab, *options)
+    assert again.returncode == 0, again.stderr
+    assert statuses(lab) == ["keep", "keep", "discard"]
+    assert wrongs(lab) == []
+
+
 @pytest.mark.parametrize("call", ["loop --max 1", "run", "run --record x", "setup", "loop --max 1 --detach"])
 def test_a_lab_on_a_read_only_mount(made: Path, disk: Callable[[str], Path], refused: Refused, call: str) -> None:
     lab = copy_of(made, disk("16m") / "lab")
@@ -392,10 +470,12 @@ def test_a_lab_on_a_read_only_mount(made: Path, disk: Callable[[str], Path], ref
     assert "Read-only file system" in refused(*call.split(), cwd=lab)
 
 
-def test_results_are_shown_on_a_read_only_mount(made: Path, disk: Callable[[str], Path], cli: Cli) -> None:
+def test_results_and_status_are_shown_on_a_read_only_mount(made: Path, disk: Callable[[str], Path], cli: Cli) -> None:
     lab = copy_of(made, disk("16m") / "lab")
     (lab / "results.tsv").write_text(HEADER + "abc1234\t1.100000\t4.0\tkeep\told\n")
     subprocess.run(["mount", "-o", "remount,ro", str(lab.parent)], check=True)
     done = cli("results", cwd=lab)
     assert done.returncode == 0 and "Best val_bpb: 1.100000" in done.stdout
+    shown = cli("status", cwd=lab)
+    assert shown.returncode == 0 and "The last 1 of 1 rows:" in shown.stdout
     assert tip(lab)

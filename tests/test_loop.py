@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli, bpb, git, scored, subject, toy
 from labs import (
+    AUTORESEARCH,
     Background,
     Held,
     agent,
@@ -28,6 +30,7 @@ from labs import (
     template,
     tip,
     wait_for,
+    wrongs,
 )
 
 from autoresearch.experiment.runner import Progress
@@ -199,6 +202,23 @@ def test_a_loop_under_nohup_outlives_the_terminal(lab: Path, tmp_path: Path, env
     assert statuses(lab) == ["keep", "discard"]
 
 
+def test_a_loop_that_no_hangup_reaches_goes_on_when_its_terminal_is_closed(
+    lab: Path, tmp_path: Path, environment: Mapping[str, str]
+) -> None:
+    """As one that was disowned by its shell: what it says then goes nowhere."""
+    held = Held(tmp_path, LR=0.2)
+    words = (*AUTORESEARCH, "loop", "--max", "2", "--sandbox", "none", "--researcher", agent(tmp_path, held.move, WORSE))
+    ours, theirs = pty.openpty()
+    loop = subprocess.Popen(words, cwd=lab, env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    held.wait()
+    os.close(ours)
+    held.let_go()
+    loop.wait()
+    assert statuses(lab) == ["keep", "keep", "discard"]
+    assert wrongs(lab) == []
+
+
 def test_ctrl_c_in_a_terminal_reaches_git_too_and_harms_nothing(lab: Path, tmp_path: Path, environment: Mapping[str, str]) -> None:
     """A terminal signals the whole process group; here in the middle of the git command that commits the proposal."""
     bin, real = tmp_path / "bin", git(lab, "--exec-path") + "/git"
@@ -275,11 +295,12 @@ def test_a_read_only_file_that_changes_during_the_session_stops_it(lab: Path, tm
     assert statuses(lab) == ["keep", "discard"]
 
 
-def test_another_branch_under_the_session_stops_it(lab: Path, tmp_path: Path, call: Cli) -> None:
-    move = f"git -C '{lab}' switch --quiet main; {BETTER}"
+@pytest.mark.parametrize(("switch", "where"), [("main", "main"), ("--detach HEAD", "no branch")])
+def test_another_branch_or_none_under_the_session_stops_it(lab: Path, tmp_path: Path, call: Cli, switch: str, where: str) -> None:
+    move = f"git -C '{lab}' switch --quiet {switch}; {BETTER}"
     done = call("loop", "--max", "2", "--researcher", agent(tmp_path, move))
     assert done.returncode == 3
-    assert "is now on main: 'git switch autoresearch/test' and start again" in done.stderr
+    assert f"is now on {where}: 'git switch autoresearch/test' and start again" in done.stderr
     assert git(lab, "log", "-1", "--format=%s", "autoresearch/test") == subject(scored(LR=0.2), scored(), "LR 0.2")
     assert git(lab, "status", "--porcelain") == ""
     assert git(lab, "log", "--format=%s", "main") == "a lab"

@@ -6,7 +6,7 @@ rows alone, so that every session, however often it is killed, must end with the
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -28,14 +28,14 @@ from labs import (
     processes_of,
     rows,
     setting,
-    state,
     template,
-    tip,
+    wrongs,
 )
 
 from autoresearch import cli as commands
 from autoresearch import loop, results, session
 from autoresearch.journal import Experiment, Journal
+from autoresearch.lines import append_line, newest_lines, read_lines
 from autoresearch.ratchet import Ratchet
 
 # The literals of a train.py that was scored, or "crash"; status; description.
@@ -177,25 +177,9 @@ def in_journal(part: float) -> Callable[[], None]:
 
 
 def check(lab: Path, *expected: Row) -> None:
-    """Rows, journal, references, branch, working tree, processes and lock are as if nothing had happened."""
-    table, settled = rows(lab), journal(lab)
-    assert [(row[1], row[3], row[4]) for row in table] == [as_told(row) for row in expected]
-    assert [row[0] for row in table] == [done["commit"][:7] for done in settled]
-    numbers = [done["n"] for done in settled]
-    assert numbers == sorted(set(numbers))
-    assert (lab / "results.tsv").read_bytes().endswith(b"\n")
-    for done in settled:
-        assert tip(lab, f"refs/autoresearch/test/{done['n']}") == done["commit"]
-        assert state(lab, done["n"])["stage"] == "settled"
-    incumbent = [done for done in settled if done["status"] == "keep"][-1]
-    assert tip(lab) == incumbent["commit"]
-    folder = lab / ".autoresearch" / "runs" / str(incumbent["n"])
-    assert (lab / "train.py").read_text() == (folder / "train.py").read_text()
-    assert git(lab, "status", "--porcelain", "--untracked-files=no") == ""
-    assert git(lab, "log", "--format=%s", "main") == "a lab"
-    assert processes_of(lab) == []
-    with (lab / ".autoresearch" / "lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """All is as if nothing had happened."""
+    assert [(row[1], row[3], row[4]) for row in rows(lab)] == [as_told(row) for row in expected]
+    assert wrongs(lab) == []
 
 
 STAGES = ("committed", "running", "measured", "judged", "recorded", "settled")
@@ -336,6 +320,38 @@ def test_a_torn_line_of_the_journal_is_written_again(lab: Path, tmp_path: Path, 
     read = [Experiment.from_json(line) for line in path.read_bytes().splitlines()]
     assert [done.n for done in read if done] == [1, 2, 3]
     assert [(row[1], row[3], row[4]) for row in rows(lab)] == [as_told(row) for row in (BASELINE, BETTER, WORSE)]
+
+
+def test_a_line_of_the_journal_that_lacks_only_its_newline_is_written_again(lab: Path, tmp_path: Path) -> None:
+    options = ("loop", "--max", "1", "--researcher", researcher(tmp_path))
+    finished(lab, *options)
+    path = lab / ".autoresearch" / "experiments.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    finished(lab, *options)
+    check(lab, BASELINE, BETTER, WORSE)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3, 2000])
+@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("torn", [b"", b"half a li"])
+def test_the_newest_lines_are_read_from_the_end_and_a_new_one_comes_behind_whole_ones(
+    tmp_path: Path, lines: int, count: int, torn: bytes
+) -> None:
+    path, written = tmp_path / "lines", [{"n": n, "text": "x" * 90} for n in range(lines)]
+    whole = "".join(json.dumps(each) + "\n" for each in written).encode()
+    path.write_bytes(whole + torn)
+    assert newest_lines(path, count, dict) == written[-count:]
+    assert list(read_lines(path, dict)) == written
+    append_line(path, {"n": 1})
+    assert path.read_bytes() == whole + b'{"n": 1}\n'
+    assert newest_lines(tmp_path / "nothing", count, dict) == list(read_lines(tmp_path / "nothing", dict)) == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b'{"n": 1', b"1], [2", b"\0\0", b'"n": 3}', b"[1, 2]", b"7"])
+def test_a_damaged_line_among_thousands_costs_itself_alone(tmp_path: Path, damaged: bytes) -> None:
+    path, lines = tmp_path / "lines", [b'{"n": %d}' % n for n in range(1200)]
+    path.write_bytes(b"\n".join([*lines[:700], damaged, *lines[700:]]) + b"\n")
+    assert [each["n"] for each in read_lines(path, lambda data: {"n": data["n"]})] == list(range(1200))
 
 
 # -- before the loop -------------------------------------------------------------------------------------------------

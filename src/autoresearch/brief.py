@@ -161,11 +161,11 @@ def curve(log: Path) -> list[tuple[float, float]]:
     return points
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them, evenly, with the first and the last."""
-    if len(points) <= POINTS:
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most so many of them, evenly, with the first and the last."""
+    if len(points) <= most:
         return list(points)
-    return [points[round(i * (len(points) - 1) / (POINTS - 1))] for i in range(POINTS)]
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
 # -- what was tried --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from autoresearch import report, results
 from autoresearch.errors import Interrupted, NotReady, WrongCall
 from autoresearch.lab import PROGRAM, TRAIN, Lab, find_lab
+from autoresearch.terminal import tell as say
 
 if TYPE_CHECKING:
     from autoresearch.experiment.refereeing import Conditions
@@ -41,10 +42,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise WrongCall(f"{self.prog}: {message} (see {self.prog} --help)")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def lab_here() -> Lab:
@@ -186,6 +183,7 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
 
 
 def command_loop(arguments: argparse.Namespace) -> int:
+    from autoresearch import owner
     from autoresearch.experiment import sandbox
     from autoresearch.journal import Journal
     from autoresearch.ledger import Limits
@@ -201,10 +199,10 @@ def command_loop(arguments: argparse.Namespace) -> int:
     limits = Limits(time.monotonic(), arguments.max_cost, arguments.max_hours * 3600)
     if arguments.detach:
         return _detach(lab)
-    view = View()
-    with Journal(lab).lock():
+    view, journal, mine = View(), Journal(lab), owner.me()
+    with journal.lock(loop=True):
         session = _open_session(lab, arguments, view)
-        stop = Stop(view)
+        stop = Stop(view, lambda: journal.is_asked_to_stop(mine))
         rule = _rule(session, arguments)
         say(_estimate(session, arguments.max, rule))
         say(_told(rule, session))
@@ -216,6 +214,8 @@ def command_loop(arguments: argparse.Namespace) -> int:
             loop.run(arguments.max)
         finally:
             _end(session)
+        if journal.is_asked_to_stop(mine):
+            say("stopped, as 'autoresearch stop' asked; the same command goes on from here")
     return STOPPED if stop.now else 0
 
 
@@ -235,7 +235,7 @@ def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed
     if not ready:
         raise NotReady("; ".join(problems))
     check_disk(lab.journal)
-    results.read(lab.results)  # a foreign header stops us before anything has changed
+    results.check_header(lab.results)  # a foreign one stops us before anything has changed
     tag = tag_of(ratchet, arguments.tag)
     record = journal.session(tag)
     here = record is not None and ratchet.branch() == record.branch
@@ -308,15 +308,29 @@ def _end(session: "Session") -> None:
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
         print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
-        _print_account(session.lab, session.record.tag)
+        _print_account(session.journal, session.record.tag)
         say(f"to take the best into your branch: {session.merge_line()}")
 
 
-def _print_account(lab: Lab, tag: str | None = None) -> None:
+def _print_account(journal: "Journal", tag: str | None = None) -> None:
     from autoresearch.history import account
 
-    for line in account(lab, tag):
+    for line in account(journal, tag):
         print(line, flush=True)
+
+
+def command_status(arguments: argparse.Namespace) -> int:
+    from autoresearch import status
+
+    print(status.show(lab_here(), arguments.json))
+    return 0
+
+
+def command_stop(arguments: argparse.Namespace) -> int:
+    from autoresearch import status
+
+    say(status.stop(lab_here()))
+    return 0
 
 
 def command_brief(arguments: argparse.Namespace) -> int:
@@ -443,15 +457,16 @@ def command_results(arguments: argparse.Namespace) -> int:
         summary = results.summarize(rows)
         plot(rows, Path(arguments.plot), f"{summary.experiments} experiments, {summary.improvements} kept improvements")
         say(f"drawn: {arguments.plot}")
-    numbers = Journal(lab).numbers()
+    journal = Journal(lab)
+    numbers = journal.numbers()
     if arguments.json:
-        newest = newest_judged(Journal(lab).settled())
+        newest = newest_judged(journal.settled())
         judgement = newest.judgement if newest else None
         known = {"noise": {name: judgement[name] for name in ("sigma", "measured")} if judgement else None}
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers) | known, indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
-        _print_account(lab)
+        _print_account(journal)
     return 0
 
 
@@ -564,6 +579,13 @@ def parser() -> Parser:
     show.add_argument("--diff", type=int, metavar="N", help="what experiment N changed in train.py")
     show.add_argument("--restore", type=int, metavar="N", help="put experiment N's train.py into the working tree")
     show.set_defaults(call=command_results)
+
+    status = commands.add_parser("status", help="what runs now, since when, the curve so far, the last ten rows")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.set_defaults(call=command_status)
+
+    stop = commands.add_parser("stop", help="ask the loop of this lab, in whatever terminal, to end after its experiment")
+    stop.set_defaults(call=command_stop)
 
     brief = commands.add_parser("brief", help="what a researcher would be told now")
     brief.set_defaults(call=command_brief)

@@ -7,7 +7,6 @@ from typing import Any
 
 from autoresearch.brief import change
 from autoresearch.journal import Experiment, Journal
-from autoresearch.lab import Lab
 from autoresearch.ledger import Ledger, summary
 from autoresearch.results import CRASH, KEEP
 
@@ -67,10 +66,10 @@ def _line(done: Experiment) -> str:
     return f"#{done.n:<4} {done.status:7} {score:9} {gain:9}{expected} {done.researcher}: {done.description}".rstrip()
 
 
-def account(lab: Lab, tag: str | None = None) -> list[str]:
+def account(journal: Journal, tag: str | None = None) -> list[str]:
     """Lines for the report: what the researchers of a session, or all, cost, and how their expectations compare with what came."""
-    lines = summary([each for each in Ledger(lab.journal).all() if tag in (None, each.session) and each.researcher != "search"])
-    own = [done for done in Journal(lab).settled() if tag in (None, done.session) and done.expected_gain]
+    lines = summary([each for each in Ledger(journal.root).all() if tag in (None, each.session) and each.researcher != "search"])
+    own = [done for done in journal.settled() if tag in (None, done.session) and done.expected_gain]
     expecting = [done for done in own if done.val_bpb is not None and done.incumbent_bpb is not None]
     if expecting:
         expected = sum(done.expected_gain or 0.0 for done in expecting) / len(expecting)
@@ -78,7 +77,7 @@ def account(lab: Lab, tag: str | None = None) -> list[str]:
         gained = sum(change(done) < 0 for done in expecting)
         figures = f"{-expected:+.6f} and {-came:+.6f} on average, {gained} better than before"
         lines.append(f"Expected against measured, {len(expecting)} experiments: {figures}")
-    return lines + noise_lines(Journal(lab).settled(), tag)
+    return lines + noise_lines(journal.settled(), tag)
 
 
 def newest_judged(history: Sequence[Experiment], tag: str | None = None) -> Experiment | None:

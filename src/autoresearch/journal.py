@@ -1,6 +1,7 @@
 """.autoresearch/: what a crash must not lose.
 
-    lock                        held by the one process that may work in this lab
+    lock                        held by the one process that may work in this lab, and who that is
+    stop                        a wish that this process end after its experiment
     sessions/<tag>.json         what a session is; beside it its own copies of prepare.py and constants.py
     experiments.jsonl           one line for each settled experiment, in order
     repeats.jsonl               one line for each run of a settled experiment that was made later, as an incumbent's
@@ -15,16 +16,18 @@ what is next. Standard library only.
 
 import contextlib
 import fcntl
+import functools
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from autoresearch import owner
 from autoresearch.errors import NotReady
 from autoresearch.lab import Lab, write_atomically
+from autoresearch.lines import append_line, newest_lines, read_lines
 
 # The stages of an experiment, in order.
 PROPOSED = "proposed"  # its train.py is in its folder
@@ -106,7 +109,7 @@ class Experiment:
         """val_bpb of each run that has one, in order."""
         return tuple(run.val_bpb for run in self.counted if run.val_bpb is not None)
 
-    @property
+    @functools.cached_property  # asked for a dozen times in each brief
     def val_bpb(self) -> float | None:
         """The mean of its runs; None unless every one of them was scored."""
         scores = self.scores
@@ -130,27 +133,22 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Experiment":
-        known = {each.name for each in fields(cls)}
-        kept = {name: value for name, value in data.items() if name in known}
+        kept = dict(data) if data.keys() <= FIELDS else {name: value for name, value in data.items() if name in FIELDS}
+        kept["runs"] = runs = tuple(map(result_from, kept.get("runs") or ()))
         if isinstance(kept.get("result"), dict):
-            kept["result"] = result_from(kept["result"])
-        kept["runs"] = tuple(map(result_from, kept.get("runs") or ()))
+            result = result_from(kept["result"])
+            kept["result"] = runs[-1] if runs[-1:] == (result,) else result
         return cls(**kept)
 
 
+FIELDS = frozenset(each.name for each in fields(Experiment))
+FIELDS_OF_RESULT = frozenset(each.name for each in fields(RunResult))
+
+
 def result_from(data: dict[str, Any]) -> RunResult:
-    names = {each.name for each in fields(RunResult)}
-    return RunResult(**{name: value for name, value in data.items() if name in names})
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line that is on the disk when this returns; one that was cut by a crash goes: what it was about is done again."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    if data.keys() <= FIELDS_OF_RESULT:  # of thousands nearly all
+        return RunResult(**data)
+    return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,8 @@ class Journal:
     # -- one process at a time -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """The lab is ours until the block ends, or the process dies. Raises NotReady if another has it."""
+    def lock(self, loop: bool = False) -> Iterator[None]:
+        """The lab is ours until the block ends, or the process dies. Raises NotReady if another has it. `loop`: we heed `stop`."""
         self.create()
         try:
             file = (self.root / "lock").open("a+")
@@ -187,15 +185,24 @@ class Journal:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise NotReady(
-                    f"another autoresearch works in {self.root.parent} (process {owner}): wait for it or stop it"
-                ) from None
+                other = owner.read(self.root / "lock")
+                who = f"process {other.pid if other else 'unknown'}"
+                raise NotReady(f"another autoresearch works in {self.root.parent} ({who}): wait for it or stop it") from None
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(owner.me(loop).line())
             file.flush()
             yield
+            (self.root / "stop").unlink(missing_ok=True)
+
+    def at_work(self) -> owner.Owner | None:
+        """The process that works here, if one does."""
+        return owner.living(self.root / "lock")
+
+    def ask_to_stop(self, whom: owner.Owner) -> None:
+        write_atomically(self.root / "stop", whom.line())
+
+    def is_asked_to_stop(self, whom: owner.Owner) -> bool:
+        return whom.is_same(owner.read(self.root / "stop"))
 
     def create(self) -> None:
         """The folder, hidden from git by a file of its own. Raises NotReady where nothing can be written."""
@@ -257,11 +264,8 @@ class Journal:
     def settled(self) -> list[Experiment]:
         """Every experiment that came to its end, oldest first."""
         if self._settled is None:
-            self._settled = []
-            with contextlib.suppress(FileNotFoundError):
-                for line in (self.root / "experiments.jsonl").read_bytes().split(b"\n"):
-                    if done := Experiment.from_json(line):  # a line cut by a crash is written again by `unfinished`
-                        self._settled.append(done)
+            # One whose line was cut, if of its newline alone, is written again by `unfinished`.
+            self._settled = read_lines(self.root / "experiments.jsonl", Experiment.from_dict)
         return self._settled
 
     def numbers(self) -> dict[str, int]:
@@ -280,11 +284,8 @@ class Journal:
         """The runs of a settled experiment that were made after it, in order."""
         if self._repeats is None:
             self._repeats = {}
-            with contextlib.suppress(FileNotFoundError):
-                for line in (self.root / "repeats.jsonl").read_bytes().split(b"\n"):
-                    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # a line that was cut by a crash
-                        data = json.loads(line)
-                        self._repeats.setdefault(data["n"], []).append(result_from(data["result"]))
+            for number, result in read_lines(self.root / "repeats.jsonl", lambda data: (data["n"], result_from(data["result"]))):
+                self._repeats.setdefault(number, []).append(result)
         return self._repeats.get(n, [])
 
     def add_repeat(self, n: int, result: RunResult) -> None:
@@ -292,6 +293,24 @@ class Journal:
         append_line(self.root / "repeats.jsonl", {"n": n, "result": asdict(result)})
         assert self._repeats is not None
         self._repeats.setdefault(n, []).append(result)
+
+    def newest(self, count: int) -> list[Experiment]:
+        """The last settled experiments, oldest first, without reading those before them."""
+        return newest_lines(self.root / "experiments.jsonl", count, Experiment.from_dict)
+
+    def current(self) -> tuple[Experiment, float] | None:
+        """The experiment that is being worked on, or was left behind, and when it came to its stage (seconds since 1970). For
+        onlookers: `unfinished` is for whoever holds the lock."""
+        n = done[-1].n if (done := self.newest(1)) else 0
+        found = None
+        while self.folder(n + 1).exists():
+            n += 1
+            state = self.folder(n) / "state.json"
+            with contextlib.suppress(OSError):
+                experiment, since = Experiment.from_json(state.read_bytes()), state.stat().st_mtime
+                if experiment and experiment.stage not in (SETTLED, ABANDONED):
+                    found = experiment, since
+        return found
 
     def unfinished(self) -> Experiment | None:
         """The experiment that a process left behind, if any: at most one, begun after all settled ones."""

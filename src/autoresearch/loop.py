@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,24 +52,29 @@ NO_KEY = "syntax error"  # instead of a code key: what can't be read can't be co
 
 
 class Stop:
-    """Ctrl-C once: finish this experiment. Twice, or SIGTERM: stop now; the next start goes on from here."""
+    """Ctrl-C once, or `autoresearch stop`: finish this experiment. Ctrl-C twice, or SIGTERM: stop now; the next start goes on from
+    here."""
 
-    def __init__(self, view: View) -> None:
-        self.asked = self.now = False
-        self.view = view
+    def __init__(self, view: View, asked_elsewhere: Callable[[], bool] = lambda: False) -> None:
+        self.now = self._interrupted = False
+        self.view, self._asked_elsewhere = view, asked_elsewhere
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._terminate)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` is meant
             signal.signal(signal.SIGHUP, self._terminate)
 
+    @property
+    def asked(self) -> bool:
+        return self._interrupted or self._asked_elsewhere()
+
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.now, self.asked = self.asked, True
+        self.now, self._interrupted = self._interrupted, True
         if not self.now:
             with contextlib.suppress(RuntimeError):  # it came in the middle of another line
                 self.view.say("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
 
     def _terminate(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = self.now = True
+        self._interrupted = self.now = True
 
 
 class Loop:
@@ -152,6 +158,7 @@ class Loop:
         """Finish what the last process left, whatever it was ended by. Returns the experiment that came to its end so."""
         self.end_left_over()
         left = self.journal.unfinished()
+        self.complete_table(self.session.record.fingerprint)
         if left is None:
             return None
         ours = (self.session.record.tag, self.session.record.fingerprint) == (left.session, left.fingerprint)
@@ -167,7 +174,8 @@ class Loop:
     def end_left_over(self) -> None:
         """Kill what still runs of a process that died."""
         left = self.journal.unfinished()
-        for folder in (self.journal.by_hand, self.journal.aside, *([self.journal.folder(left.n)] if left else [])):
+        journal = self.journal  # its root has them all; the others are for systems where processes don't show their environment
+        for folder in (journal.root, journal.by_hand, journal.aside, *([journal.folder(left.n)] if left else [])):
             runner.end_left_over(folder)
         process.end_left_over(self.scratch)
 
@@ -186,7 +194,7 @@ class Loop:
         if PROGRAM in self.ratchet.changed_files():
             commit = self.ratchet.commit(tip, {PROGRAM: self.lab.read(PROGRAM)}, "program.md: changed by its author\n")
             self.ratchet.git("reset", "--quiet", commit, "--", PROGRAM)  # the index alone: they may be writing on
-            self.ratchet.git("update-ref", f"refs/heads/{self.session.record.branch}", commit)
+            self.ratchet.git("update-ref", f"refs/heads/{self.session.record.branch}", commit, tip)
 
     # -- propose, check ------------------------------------------------------------------------------------------
 
@@ -325,7 +333,7 @@ class Loop:
         plan = self.plan(experiment, runner.seed_of(experiment.seed, repeat))
         result = self.execute(plan, f"#{experiment.n} {experiment.description}" + (f", run {repeat + 1}" if repeat else ""))
         if result.val_bpb is None:
-            self.session.check_machine()
+            self.session.check_machine(result.crash_class)
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment.ran(result), stage=MEASURED)
@@ -416,6 +424,7 @@ class Loop:
         experiment = replace(experiment, audit=report.as_dict())
         if not report.reason:
             return experiment
+        self.session.check_machine()
         result = replace(experiment.result or RunResult(CRASHED), outcome=CRASHED, val_bpb=None)
         return experiment.refuted(replace(result, crash_class="audit", detail=report.reason))
 
@@ -424,12 +433,23 @@ class Loop:
 
     def write_row(self, experiment: Experiment) -> Experiment:
         """One row, once: after a crash the row may be there already."""
-        row = row_of(experiment)
-        path = self.session.results_path(experiment.fingerprint)
-        written, _ = results.read(path)
-        if not any(old.commit == row.commit and old.status == row.status for old in written[-10:]):
-            results.append(path, row)
+        self.complete_table(experiment.fingerprint, experiment)
         return self.journal.save(experiment, stage=RECORDED)
+
+    def complete_table(self, fingerprint: str, *new: Experiment) -> None:
+        """Append the rows that the table lacks: new ones, and those that an editor lost, which saved the file as it was before."""
+        path, wanted = (
+            self.session.results_path(fingerprint),
+            [done for done in self.journal.settled() if done.fingerprint == fingerprint],
+        )
+        wanted += new
+        places = results.missing([(each.commit or "")[:7] for each in wanted], results.commits(path))
+        lost = [wanted[place] for place in places if wanted[place] not in new]
+        if lost:
+            shown = ", ".join(f"#{each.n}" for each in lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+            self.view.say(f"{path.name} lacked rows of earlier experiments ({shown}): they are written again")
+        for place in places:
+            results.append(path, row_of(wanted[place]))
 
     def settle(self, experiment: Experiment) -> Experiment:
         """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
@@ -437,10 +457,11 @@ class Loop:
         if experiment.status == KEEP:
             caches.adopt(self.journal.folder(experiment.n) / refereeing.CACHES, self.caches)
         if experiment.status == KEEP and experiment.baseline:  # the same train.py: only the commit's subject is new
-            self.ratchet.git("update-ref", f"refs/heads/{branch}", experiment.commit or "")
+            self.ratchet.advance(branch, experiment.commit or "", ())
         elif experiment.status == KEEP:
             self.set_aside(experiment)
-            self.ratchet.advance(branch, experiment.commit or "", (TRAIN,))
+            if not self.ratchet.advance(branch, experiment.commit or "", (TRAIN,)):
+                self.view.say(f"train.py was committed on {branch} meanwhile and stays; #{experiment.n} is {experiment.commit}")
         else:
             audit.clear(self.journal.folder(experiment.n))
             if experiment.researcher == HAND and self.ratchet.branch() == branch:

@@ -31,6 +31,11 @@ def text(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, i
     return "\n".join(lines)
 
 
+def listed(rows: Sequence[Row], numbers: Mapping[str, int]) -> list[str]:
+    """A line for each row, as it comes."""
+    return _table([Gain(row, None) for row in rows], numbers)
+
+
 def _table(steps: Sequence[Gain], numbers: Mapping[str, int]) -> list[str]:
     repeated = any(runs_of(step.row) > 1 for step in steps)
 
@@ -38,10 +43,11 @@ def _table(steps: Sequence[Gain], numbers: Mapping[str, int]) -> list[str]:
         row = step.row
         memory = f"{row.memory_gb:5.1f}" if row.memory_gb is not None else "    —"
         gain = f" {-step.gain:+.6f}" if step.gain is not None else ""
+        score = f"{row.val_bpb:.6f}" if row.val_bpb is not None else f"{'—':8}"
         number = f"#{numbers[row.commit]:<4} " if row.commit in numbers else ""
         runs = f"{runs_of(row)} run{'s' if runs_of(row) > 1 else ' '}  " if repeated else ""  # the tail of a long line is cut
         said = RUNS.sub("", row.description)
-        return _cut(f"{number}{row.commit:7}  {row.val_bpb or 0:.6f}{gain}  {memory} GB  {row.status:7}  {runs}{said}")
+        return _cut(f"{number}{row.commit:7}  {score}{gain}  {memory} GB  {row.status:7}  {runs}{said}")
 
     return [line(step) for step in steps]
 
