@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autoresearch.experiment.refereeing import Conditions
     from autoresearch.journal import Experiment, Journal
     from autoresearch.judge import Rule
+    from autoresearch.ledger import Ledger
     from autoresearch.loop import Loop
     from autoresearch.ratchet import Ratchet
     from autoresearch.session import Session
@@ -308,14 +309,14 @@ def _end(session: "Session") -> None:
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
         print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
-        _print_account(session.journal, session.record.tag)
+        _print_account(session.journal, session.ledger, session.record.tag)
         say(f"to take the best into your branch: {session.merge_line()}")
 
 
-def _print_account(journal: "Journal", tag: str | None = None) -> None:
+def _print_account(journal: "Journal", ledger: "Ledger", tag: str | None = None) -> None:
     from autoresearch.history import account
 
-    for line in account(journal, tag):
+    for line in account(journal, ledger, tag):
         print(line, flush=True)
 
 
@@ -440,6 +441,7 @@ def _named(session: "Session", command: str, wanted: str) -> "Experiment":
 def command_results(arguments: argparse.Namespace) -> int:
     from autoresearch.history import newest_judged
     from autoresearch.journal import Journal
+    from autoresearch.ledger import Ledger
 
     lab = lab_here()
     if arguments.top < 1:
@@ -466,7 +468,7 @@ def command_results(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(rows, arguments.top, arguments.kept_only, numbers) | known, indent=2))
     elif not arguments.plot:
         print(report.text(rows, arguments.top, arguments.kept_only, numbers))
-        _print_account(journal)
+        _print_account(journal, Ledger(journal.root))
     return 0
 
 

@@ -66,9 +66,9 @@ def _line(done: Experiment) -> str:
     return f"#{done.n:<4} {done.status:7} {score:9} {gain:9}{expected} {done.researcher}: {done.description}".rstrip()
 
 
-def account(journal: Journal, tag: str | None = None) -> list[str]:
+def account(journal: Journal, ledger: Ledger, tag: str | None = None) -> list[str]:
     """Lines for the report: what the researchers of a session, or all, cost, and how their expectations compare with what came."""
-    lines = summary([each for each in Ledger(journal.root).all() if tag in (None, each.session) and each.researcher != "search"])
+    lines = summary([each for each in ledger.all() if tag in (None, each.session) and each.researcher != "search"])
     own = [done for done in journal.settled() if tag in (None, done.session) and done.expected_gain]
     expecting = [done for done in own if done.val_bpb is not None and done.incumbent_bpb is not None]
     if expecting:

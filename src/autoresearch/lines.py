@@ -71,10 +71,11 @@ def newest_lines(path: Path, count: int, make: Callable[[dict[str, Any]], Made])
             at -= step
             file.seek(at)
             data = file.read(step) + data
-    return list(_parsed(data.split(b"\n")[:-1][-count:], make))
+    return _parsed(data.split(b"\n")[:-1][-count:], make)
 
 
-def _parsed(lines: list[bytes], make: Callable[[dict[str, Any]], Made]) -> Iterator[Made]:
+def _parsed(lines: list[bytes], make: Callable[[dict[str, Any]], Made]) -> list[Made]:
+    made = []
     try:
         objects = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
@@ -82,8 +83,11 @@ def _parsed(lines: list[bytes], make: Callable[[dict[str, Any]], Made]) -> Itera
     if len(objects) != len(lines):  # one of them is damaged
         objects = [data for line in lines if (data := _one(line)) is not None]
     for data in objects:
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            yield make(data)
+        try:
+            made.append(make(data))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return made
 
 
 def _one(line: bytes) -> Any:

@@ -36,7 +36,7 @@ from autoresearch.journal import (
 )
 from autoresearch.judge import AGAIN, STRICT, Rule
 from autoresearch.lab import PROGRAM, TRAIN, write_atomically
-from autoresearch.ledger import Ledger, Limits
+from autoresearch.ledger import Limits
 from autoresearch.literals import code_key, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
 from autoresearch.researchers.team import Team
@@ -96,8 +96,8 @@ class Loop:
         self.ran = 0.0  # seconds of runs and audits: not the harness's own
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
         self.caches = self.journal.root / "caches"
-        ledger, limits = Ledger(self.journal.root), limits or Limits(time.monotonic())
-        self.desk = Desk(team, ledger, session.record.tag, limits, view.say, lambda: stop.asked)
+        limits = limits or Limits(time.monotonic())
+        self.desk = Desk(team, session.ledger, session.record.tag, limits, view.say, lambda: stop.asked)
         self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
 
     def run(self, limit: int) -> None:

@@ -182,8 +182,15 @@ def commits(path: Path) -> list[str]:
     if not text.strip():
         return []
     header, *lines = text.split("\n")
-    order = _columns(path, header)
-    return [_tidy(fields[order["commit"]]) for line in lines if _is_row(fields := line.rstrip("\r").split("\t"), order)]
+    order, found = _columns(path, header), []
+    at, status = order["commit"], order["status"]
+    for line in lines:
+        fields = line.rstrip("\r").split("\t")
+        if len(fields) == len(order) and fields[status] in STATUSES:  # of thousands nearly all
+            found.append(fields[at].strip())
+        elif _is_row(fields, order):
+            found.append(_tidy(fields[at]))
+    return found
 
 
 def read(path: Path) -> tuple[list[Row], list[str]]:

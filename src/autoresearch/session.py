@@ -23,6 +23,7 @@ from autoresearch.lab import (
     fingerprint_parts,
     write_atomically,
 )
+from autoresearch.ledger import Ledger
 from autoresearch.ratchet import PREFIX, Ratchet
 from autoresearch.results import KEEP
 
@@ -48,7 +49,7 @@ class Session:
     def __init__(self, lab: Lab, journal: Journal, record: SessionRecord, machine: Hardware, say: Callable[[str], None]) -> None:
         """Open the session: fix what its scores depend on. Raises NotReady if a file or the data isn't there."""
         self.lab, self.journal, self.machine, self.say = lab, journal, machine, say
-        self.ratchet = Ratchet(lab.root, say)
+        self.ratchet, self.ledger = Ratchet(lab.root, say), Ledger(journal.root)
         self._hidden: tuple[Path, ...] | None = None
         self.held_before = (hardware.gpu_in_use_mb(machine.gpu_uuid) or 0) if machine.device == "cuda" else 0
         self.constants = lab.constants()
