@@ -167,13 +167,15 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     from autoresearch.journal import TIMED_OUT
     from autoresearch.loop import Loop, Stop, row_of
     from autoresearch.researchers.team import Team
+    from autoresearch.settings import early_stop
     from autoresearch.view import View
 
+    early = early_stop(lab, None)
     view = View()
     session = _open_session(lab, arguments, view, allowed=(TRAIN,))
     level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
     rule = _rule(session, arguments)
-    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level, rule=rule)
+    loop = Loop(session, Team(()), view, Stop(view), arguments.allowance, early_stop=early, sandbox=level, rule=rule)
     done = loop.record(source, arguments.record)
     if done is None:
         say("train.py is unchanged: this was the baseline; change train.py and record again")
@@ -189,7 +191,7 @@ def command_loop(arguments: argparse.Namespace) -> int:
     from autoresearch.journal import Journal
     from autoresearch.ledger import Limits
     from autoresearch.loop import Loop, Stop
-    from autoresearch.settings import team
+    from autoresearch.settings import early_stop, team
     from autoresearch.view import View
 
     if arguments.max < 0:
@@ -197,6 +199,7 @@ def command_loop(arguments: argparse.Namespace) -> int:
     lab = lab_here()
     names = ("model", "endpoint", "key_variable", "time_limit", "turns", "budget")
     researchers = team(lab, arguments.researcher, {name: getattr(arguments, name) for name in names})
+    early = early_stop(lab, arguments.early_stop)
     limits = Limits(time.monotonic(), arguments.max_cost, arguments.max_hours * 3600)
     if arguments.detach:
         return _detach(lab)
@@ -211,7 +214,9 @@ def command_loop(arguments: argparse.Namespace) -> int:
         if researchers.name == "search":
             say("search tunes the ALL_CAPS literals of train.py; program.md is for agents and commands (--researcher)")
         try:
-            loop = Loop(session, researchers, view, stop, arguments.allowance, limits, arguments.ahead, sandbox=level, rule=rule)
+            loop = Loop(
+                session, researchers, view, stop, arguments.allowance, limits, arguments.ahead, early, sandbox=level, rule=rule
+            )
             loop.run(arguments.max)
         finally:
             _end(session)
@@ -546,6 +551,8 @@ def parser() -> Parser:
     loop.add_argument("--desc", metavar="TEXT", help="a title for the session")
     _researcher(loop)
     _judge(loop)
+    early_help = "end a run that is far behind the incumbent (default on)"
+    loop.add_argument("--early-stop", choices=("on", "off"), help=early_help)
     loop.add_argument("--detach", action="store_true", help="go on after the terminal is closed")
     _sandbox(loop)
     _tag(loop)

@@ -4,6 +4,7 @@ import math
 
 from autoresearch import brief, hardware, noise, standing
 from autoresearch.errors import NotReady
+from autoresearch.experiment import curve
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Experiment, Journal
 from autoresearch.lab import PROGRAM, TRAIN, Lab
@@ -53,7 +54,7 @@ def _facts(
     refusal: str = "",
     running: Experiment | None = None,
 ) -> brief.Facts:
-    curves = (brief.curve(journal.folder(done.n) / "run.log") for done in reversed(history[-RUNS:]))
+    curves = (curve.read(journal.folder(done.n)) for done in reversed(history[-RUNS:]))
     try:
         settings = values(source)
     except SyntaxError:

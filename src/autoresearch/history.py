@@ -34,6 +34,7 @@ def as_dict(done: Experiment) -> dict[str, Any]:
         "runs": len(done.counted),
         "gain": -change(done) if done.val_bpb is not None and done.incumbent_bpb is not None else None,
         "crash_class": done.result.crash_class if done.result and done.status == CRASH else None,
+        "stopped": done.result.crash_class if done.result and done.stopped else None,
         "memory_mb": done.result.memory_mb if done.result else None,
         "researcher": done.researcher,
         "description": done.description,

@@ -39,13 +39,14 @@ RECORDED = "recorded"  # its row is in results.tsv
 SETTLED = "settled"  # the branch is where it belongs
 ABANDONED = "abandoned"  # a baseline that crashed: no experiment, no row
 SCORED, CRASHED, TIMED_OUT = "scored", "crash", "timeout"
+STOPPED = "stopped"  # early, because it was not worth its end
 
 
 @dataclass(frozen=True)
 class RunResult:
     """All that came of one execution of train.py. Times in seconds, memory in MB of 2**20 bytes."""
 
-    outcome: str  # scored, crash or timeout
+    outcome: str  # scored, crash, timeout or stopped
     val_bpb: float | None = None
     memory_mb: float | None = None  # seen from outside where the run was refereed
     training_seconds: float | None = None
@@ -57,7 +58,8 @@ class RunResult:
     total_tokens_m: float | None = None
     num_params_m: float | None = None
     mfu_percent: float | None = None
-    crash_class: str = ""  # oom, non-finite, shape, syntax, timeout, overtime, no-score, foul, audit, error
+    # oom, non-finite, shape, syntax, timeout, overtime, no-score, foul, audit, error; of a stopped one: blown-up, slow, behind
+    crash_class: str = ""
     detail: str = ""  # the error's last line, cleaned and bounded; a candidate wrote it
     refereed: bool = False  # clock, data and score were the referee's; else train.py's own word
     sandbox: str = ""  # the level of the box that it ran in
@@ -114,6 +116,11 @@ class Experiment:
         """The mean of its runs; None unless every one of them was scored."""
         scores = self.scores
         return math.fsum(scores) / len(scores) if scores and len(scores) == len(self.counted) else None
+
+    @property
+    def stopped(self) -> bool:
+        """Ended early: discarded without a score."""
+        return self.result is not None and self.result.outcome == STOPPED
 
     def ran(self, result: RunResult) -> "Experiment":
         """With one more run that counts."""

@@ -21,6 +21,7 @@ from autoresearch.check import Refused, check
 from autoresearch.desk import Answered, Desk
 from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.experiment import audit, caches, refereeing, runner
+from autoresearch.experiment.watch import Against, Watch, against
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -31,6 +32,7 @@ from autoresearch.journal import (
     RECORDED,
     RUNNING,
     SETTLED,
+    TIMED_OUT,
     Experiment,
     RunResult,
 )
@@ -87,12 +89,13 @@ class Loop:
         allowance: float = runner.ALLOWANCE,
         limits: Limits | None = None,
         ahead: bool = True,
+        early_stop: bool = True,
         *,
         sandbox: str,
         rule: Rule,
     ) -> None:
         self.session, self.team, self.view, self.stop = session, team, view, stop
-        self.allowance, self.sandbox, self.rule = allowance, sandbox, rule
+        self.allowance, self.early_stop, self.sandbox, self.rule = allowance, early_stop, sandbox, rule
         self.ran = 0.0  # seconds of runs and audits: not the harness's own
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
         self.caches = self.journal.root / "caches"
@@ -330,17 +333,25 @@ class Loop:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
             return self.journal.save(experiment.ran(result), stage=MEASURED)
-        plan = self.plan(experiment, runner.seed_of(experiment.seed, repeat))
-        result = self.execute(plan, f"#{experiment.n} {experiment.description}" + (f", run {repeat + 1}" if repeat else ""))
-        if result.val_bpb is None:
+        plan, title = self.plan(experiment, runner.seed_of(experiment.seed, repeat)), f"#{experiment.n} {experiment.description}"
+        result = self.execute(plan, title + (f", run {repeat + 1}" if repeat else ""), self.against(experiment))
+        if result.outcome in (CRASHED, TIMED_OUT):
             self.session.check_machine(result.crash_class)
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment.ran(result), stage=MEASURED)
 
-    def execute(self, plan: runner.RunPlan, title: str) -> RunResult:
+    def against(self, experiment: Experiment) -> Against | None:
+        """What a run is compared with while it goes on. None for a baseline and for repeats: they run to their end."""
+        best = self.session.kept(experiment.session, experiment.fingerprint)
+        if not self.early_stop or experiment.baseline or experiment.counted or best is None:
+            return None
+        return against(self.journal.folder(best.n), self.source_of(experiment), experiment.category)
+
+    def execute(self, plan: runner.RunPlan, title: str, rule: Against | None = None) -> RunResult:
         with self.view.run(title, plan.budget):
-            result = runner.execute(plan, self.view.progress, lambda: self.stop.now)
+            watch = Watch(plan.folder, self.view.progress, rule, lambda: False)
+            result = runner.execute(plan, watch, lambda: self.stop.now)
         shutil.copy(plan.folder / "run.log", self.lab.log)
         self.ran += result.wall_seconds
         return result
@@ -494,4 +505,6 @@ def row_of(experiment: Experiment) -> Row:
     memory = max((run.memory_mb for run in experiment.counted if run.memory_mb is not None), default=None)
     gigabytes = None if memory is None else memory / 1024
     description = results.with_runs(experiment.description, len(experiment.counted))
+    if experiment.stopped and experiment.result:
+        description = results.with_tail(description, f" (stopped: {experiment.result.detail})")
     return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, description)

@@ -15,7 +15,8 @@ def text(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str, i
         return "no experiments yet: bash scripts/run-loop.sh --max 5"
     summary = summarize(rows, top)
     crashes = f", {summary.crashes} crashed" if summary.crashes else ""
-    lines = [f"Session summary: {summary.experiments} experiments, {summary.improvements} improvements{crashes}"]
+    stopped = f", {summary.stopped} stopped early" if summary.stopped else ""
+    lines = [f"Session summary: {summary.experiments} experiments, {summary.improvements} improvements{crashes}{stopped}"]
     if summary.best and summary.best.val_bpb is not None and summary.started is not None:
         lines.append(f"Best val_bpb: {summary.best.val_bpb:.6f} (started: {summary.started:.6f})")
     if kept_only:
@@ -70,6 +71,7 @@ def as_dict(rows: Sequence[Row], top: int, kept_only: bool, numbers: Mapping[str
         "experiments": summary.experiments,
         "improvements": summary.improvements,
         "crashes": summary.crashes,
+        "stopped": summary.stopped,
         "started": summary.started,
         "best": _row(summary.best, steps.get(id(summary.best))) if summary.best else None,
         "top_improvements": [_row(step.row, step.gain) for step in summary.top],

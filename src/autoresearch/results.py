@@ -258,6 +258,7 @@ class Summary:
     experiments: int  # rows without the first baseline
     improvements: int
     crashes: int
+    stopped: int  # early: discarded without a score
     started: float | None  # val_bpb of the first kept row
     best: Row | None
     top: Sequence[Gain]  # the largest gains first
@@ -271,6 +272,7 @@ def summarize(rows: Sequence[Row], top: int = 10) -> Summary:
         experiments=max(0, len(rows) - (1 if steps else 0)),
         improvements=len(won),
         crashes=sum(row.status == CRASH for row in rows),
+        stopped=sum(row.status == DISCARD and row.val_bpb is None for row in rows),
         started=kept[0].val_bpb if kept else None,
         best=min(kept, key=lambda row: row.val_bpb or 0.0) if kept else None,
         top=sorted(won, key=lambda step: -(step.gain or 0.0))[:top],

@@ -1,10 +1,11 @@
-"""What a person set for the researchers and the judge: flags of `loop`, else `[tool.autoresearch]` in the lab's pyproject.toml.
+"""What a person set for the researchers and the loop: flags of `loop`, else `[tool.autoresearch]` in the lab's pyproject.toml.
 
 [tool.autoresearch]
 researcher = "search:0.7,claude:0.3"
 keep = "measured"                   # or "strict": one run, lower wins
 noise-runs = 3                      # of the baseline
 keep-simpler = "on"                 # as good and clearly less code is kept
+early-stop = "on"                   # what is far behind the incumbent is stopped
 
 [tool.autoresearch.claude]          # for one of them; 'acp' and 'command' are names too
 model = "..."
@@ -44,8 +45,8 @@ KEYS = {
     "files": ("files", TEXTS),
 }
 NAMES = (*KNOWN, "acp", "command")
-# Of the judge, for the whole table: what each may be.
-CHOICES = {"keep": (judge.MEASURED, judge.STRICT), "keep-simpler": ("on", "off")}
+# Of the loop and the judge, for the whole table: what each may be.
+CHOICES = {"keep": (judge.MEASURED, judge.STRICT), "keep-simpler": ("on", "off"), "early-stop": ("on", "off")}
 NOISE_RUNS = "noise-runs"
 
 
@@ -105,6 +106,11 @@ def rule(lab: Lab, flags: Mapping[str, Any], device: str) -> judge.Rule:
     keep = asked.get("keep", found.keep)
     runs = asked.get(NOISE_RUNS, 1 if keep == judge.STRICT else found.noise_runs)
     return replace(found, keep=keep, noise_runs=runs, simpler=asked.get("keep-simpler", "on") == "on")
+
+
+def early_stop(lab: Lab, flag: str | None) -> bool:
+    """Whether runs may be ended early: what the flag says, else the lab's table."""
+    return (table(lab).get("early-stop", "on") if flag is None else flag) == "on"
 
 
 def options_for(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Callable[[str], Options]:

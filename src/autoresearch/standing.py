@@ -11,7 +11,7 @@ from autoresearch.noise import Noise, Prior
 from autoresearch.results import CRASH, DISCARD, KEEP
 from autoresearch.size import saving
 
-FIRST, FAILED = "first", "failed"  # nothing to compare with; a run without a score
+FIRST, FAILED, STOPPED = "first", "failed", "stopped"  # nothing to compare with; a run without a score, or ended early
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def margins_used(journal: Journal, tag: str, fingerprint: str) -> int:
 def weigh(journal: Journal, experiment: Experiment, best: Experiment | None, prior: Prior, rule: Rule) -> Judgement:
     """`best`: the incumbent; None for a baseline."""
     if experiment.val_bpb is None:
-        return Judgement(FAILED)
+        return Judgement(STOPPED if experiment.stopped else FAILED)
     known = noise_of(journal, experiment.fingerprint, prior, experiment)
     facts = Judgement(FIRST, sigma=known.sigma, measured=known.measured)
     if best is None:

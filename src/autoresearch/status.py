@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch import report, results
-from autoresearch.brief import curve, thinned
+from autoresearch.brief import thinned
 from autoresearch.errors import NotReady
+from autoresearch.experiment import curve
+from autoresearch.experiment.curve import Curve
 from autoresearch.experiment.runner import PROGRESS, Progress
 from autoresearch.journal import MEASURED, RUNNING, Experiment, Journal
 from autoresearch.lab import Lab
@@ -37,7 +39,7 @@ class Status:
     since: float | None  # when it came to its stage, seconds since 1970
     run: int  # which run of it, from 1: the one that goes on, or the last
     progress: Progress | None  # of that run
-    curve: Sequence[tuple[float, float]]  # percent of the budget, loss
+    curve: Curve  # of that run
     rows: Sequence[Row]  # the newest
     numbers: dict[str, int]  # of their experiments, by commit
     total: int  # rows in all
@@ -58,7 +60,7 @@ def look(lab: Lab) -> Status:
         since=since,
         run=len(experiment.runs) + (experiment.stage == RUNNING) if experiment else 0,
         progress=_progress(log) if log else None,
-        curve=thinned(curve(log), WIDTH) if log else (),
+        curve=thinned(curve.read(log.parent), WIDTH) if log else (),
         rows=rows[-ROWS:],
         numbers={(done.commit or "")[:7]: done.n for done in newest},
         total=len(rows),
@@ -110,7 +112,7 @@ def _what(status: Status, experiment: Experiment, now: float) -> list[str]:
         figures = f"step {progress.step}  loss {progress.loss:.4f}  {progress.tokens_per_second:,.0f} tok/s"
         lines.append(f"  {progress.percent:.0f}%  {figures}  {progress.seconds_left:.0f} s of training left")
     if len(status.curve) > 1:
-        losses = [loss for _, loss in status.curve]
+        losses = [point.loss for point in status.curve]
         lines.append(f"  loss {losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")
     return lines
 
@@ -151,7 +153,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "stopping": status.stopping,
         "experiment": what,
         "progress": {name: _number(value) for name, value in asdict(status.progress).items()} if status.progress else None,
-        "curve": [[percent, _number(loss)] for percent, loss in status.curve],
+        "curve": [[point.percent, _number(point.loss)] for point in status.curve],
         "rows": [{"n": status.numbers.get(row.commit), **asdict(row)} for row in status.rows],
         "total_rows": status.total,
     }

@@ -79,6 +79,8 @@ def outcome(done: Experiment) -> str:
         reason = done.result.crash_class if done.result else "error"
         detail = f" - {done.result.detail}" if done.result and done.result.detail else ""
         return f"#{done.n} crash ({reason}): {done.description}{detail}"
+    if done.stopped:
+        return f"#{done.n}  {done.status} — (stopped: {done.result.detail}): {done.description}"
     score = f"{done.val_bpb:.6f}" if done.val_bpb is not None else "—"
     change = "" if done.incumbent_bpb is None or done.val_bpb is None else f" ({done.val_bpb - done.incumbent_bpb:+.6f})"
     change += f", {len(done.counted)} runs" if len(done.counted) > 1 else ""

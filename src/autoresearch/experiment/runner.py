@@ -26,6 +26,7 @@ from pathlib import Path
 
 from autoresearch.errors import Interrupted, NotReady
 from autoresearch.experiment import caches
+from autoresearch.experiment.early import Ended
 from autoresearch.experiment.meter import Meter
 from autoresearch.experiment.refereeing import WEIGHTS, WEIGHTS_OUT, Conditions, Refereeing
 from autoresearch.journal import CRASHED, SCORED, TIMED_OUT, RunResult
@@ -43,6 +44,7 @@ LATE_READS = 16  # of 64 KB: what a pipe can still hold when the process has end
 POLL_SECONDS = 0.2
 MIN_FREE_BYTES = 256 * 2**20  # weights, log and caches of a run need less
 MAX_FILE_BYTES = 16 * 2**30  # of a file that a run writes; the largest are compile caches and weights
+MAX_PROGRESS = 4096  # bytes that the next progress may have begun in
 MAX_DETAIL = 200  # characters of an error's last line
 
 PROGRESS = re.compile(rb"step (\d+) \((\d+\.\d)%\) \| loss: (\S+) \| tok/s: ([\d,]+) .*?left: (\d+)s")
@@ -96,7 +98,8 @@ class RunPlan:
 
 
 def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> RunResult:
-    """Run train.py to its end. Raises NotReady if the disk is full or the referee failed, Interrupted if `should_stop` says so."""
+    """Run train.py to its end, or until `on_progress` raises Ended. Raises NotReady if the disk is full or the referee failed,
+    Interrupted if `should_stop` says so."""
     check_disk(plan.folder)
     end_left_over(plan.folder)
     work = _lay_out(plan)
@@ -133,9 +136,12 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             if should_stop():
                 raise Interrupted("stopped")
 
+        ended: Ended | None = None
         try:
             write_pid(plan.folder / "pid", process.pid)
             in_time = _watch(process, log, began + plan.budget + plan.allowance, on_progress, look)
+        except Ended as early:
+            ended = early
         finally:
             kill_group(process.pid)
             process.wait()
@@ -145,6 +151,8 @@ def execute(plan: RunPlan, on_progress: Callable[[Progress], None], should_stop:
             log.finish()
         wall = time.monotonic() - began
         shutil.rmtree(work, ignore_errors=True)
+        if ended:
+            return ended.result(wall, meter.peak_mb, plan.seed)
         result = read_log(log_path.read_bytes(), process.returncode, in_time, wall)
         if referee:
             result = judged(plan, referee, replace(result, memory_mb=meter.peak_mb))
@@ -224,7 +232,8 @@ class _Log:
         self.file, self.written, self.left_out, self.tail = file, 0, 0, b""
         self.has_seen_text, self.line, self.said = has_seen_text, b"", set[str]()
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> bytes:
+        """Returns what of it was taken."""
         if self.has_seen_text():
             *lines, line = (self.line + chunk).split(b"\n")
             self.line = line[:MAX_DETAIL]
@@ -233,6 +242,7 @@ class _Log:
         written = self._put(chunk[: MAX_LOG_BYTES - self.written])
         self.written += written
         self.left_out += len(chunk) - written
+        return chunk
 
     def _harmless(self, line: bytes) -> bytes:
         """The line, or b"" where it could carry text."""
@@ -268,7 +278,7 @@ def _watch(
 ) -> bool:
     """Copy the output into the log until the process ends; False if the deadline ended it. `look` is called often and may raise."""
     assert process.stdout is not None
-    closed, late = False, 0
+    closed, late, text = False, 0, b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -287,24 +297,23 @@ def _watch(
                 continue
             chunk = os.read(process.stdout.fileno(), 65536)
             closed = not chunk
-            log.write(chunk)
-            if progress := last_progress(log.tail[-4096:]):
+            told, text = read_progress(text + log.write(chunk))
+            for progress in told:
                 on_progress(progress)
             late += ended
             if late > LATE_READS:
                 return True  # and it floods the pipe
 
 
-def last_progress(text: bytes) -> Progress | None:
-    """The newest progress that train.py printed."""
-    found = PROGRESS.findall(text)
-    if not found:
-        return None
-    step, percent, loss, speed, left = found[-1]
-    try:
-        return Progress(int(step), float(percent), float(loss), float(speed.replace(b",", b"")), float(left))
-    except ValueError:
-        return None
+def read_progress(text: bytes) -> tuple[list[Progress], bytes]:
+    """All progress in what train.py printed, oldest first, and the text behind it, where the next may have begun."""
+    told, end = [], 0
+    for found in PROGRESS.finditer(text):
+        step, percent, loss, speed, left = found.groups()
+        end = found.end()
+        with contextlib.suppress(ValueError):
+            told.append(Progress(int(step), float(percent), float(loss), float(speed.replace(b",", b"")), float(left)))
+    return told, text[end:][-MAX_PROGRESS:]
 
 
 def seed_of(session_seed: int, repeat: int) -> int:

@@ -3,7 +3,7 @@
 It needs no network, no key and no agent. Discrete literals (whole numbers, choices) are moved one at a time: steps.py. The others
 are searched together by CMA-ES, from the current values with small steps (on tasks of this size that beats TPE and a Gaussian
 process within 20 trials), on top of the incumbent's discrete ones. Two of three proposals are steps while one is promising, later
-one of three. A crash, out of memory above all, counts as worse than anything that was measured.
+one of three. A crash, out of memory above all, and a run that was stopped early count as worse than anything that was measured.
 
 One study for each set of continuous literals and fingerprint lasts through all changes of structure. What those gained is taken out
 of the scores that it is told: a kept step that left its literals alone lowers every score after it by the same, so that only what
