@@ -65,7 +65,7 @@ def recorded(lab: Path) -> Iterator[Run]:
 def replayed(progress: list[Progress], rule: Against | None) -> tuple[list[curve.Point], Ended | None]:
     """The curve that the loop would have recorded, and how it would have ended the run."""
     with tempfile.TemporaryDirectory() as folder:
-        watch = Watch(Path(folder), lambda _: None, rule, lambda: False)
+        watch = Watch(Path(folder), lambda _: None, rule)
         try:
             for now in progress:
                 watch(now)

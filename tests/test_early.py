@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from autoresearch.experiment.curve import Point, Recorder
 from autoresearch.experiment.early import Ended, Slack, check
 from autoresearch.experiment.runner import Progress
 from autoresearch.experiment.watch import Against, Watch
+from autoresearch.experiment.witness import Witness
 
 STEPS = 200
 WHOLE = Slack()
@@ -89,10 +91,10 @@ def test_less_than_70_percent_of_the_incumbents_steps_end_a_run_after_30_of_them
     assert end(course(steps=130), course(), Slack(behind=None)) is None
 
 
-def test_of_runs_of_one_code_none_is_ended_however_their_batches_scatter() -> None:
+def test_of_runs_of_one_code_hardly_one_in_a_hundred_is_ended_however_their_batches_scatter() -> None:
     luck = random.Random(1)
-    pairs = [(course(luck=luck), course(luck=luck)) for _ in range(100)]
-    assert [end(run, incumbent) for run, incumbent in pairs] == [None] * 100
+    ends = [end(course(luck=luck), course(luck=luck)) for _ in range(300)]
+    assert sum(each is not None for each in ends) <= 3
 
 
 def test_through_the_same_scatter_a_run_that_is_far_behind_is_ended() -> None:
@@ -107,14 +109,10 @@ def test_without_an_incumbents_curve_nothing_is_compared() -> None:
 
 def test_the_noise_of_a_curve_is_that_of_its_windows_and_not_its_bend() -> None:
     luck = random.Random(3)
-    assert curve.noise(course()) < 0.001
     found = [curve.noise(course(luck=luck)) for _ in range(50)]
-    windows = [
-        [curve.mean(course(luck=luck), 60.0, 67.5) or 0.0 for _ in range(200)],
-    ]
-    middle = sum(windows[0]) / 200
-    true = math.sqrt(sum((each - middle) ** 2 for each in windows[0]) / 199)
-    assert sum(found) / 50 == pytest.approx(true, rel=0.25)
+    windows = [curve.mean(course(luck=luck), 60.0, 67.5) or math.nan for _ in range(200)]
+    assert statistics.mean(found) == pytest.approx(statistics.stdev(windows), rel=0.3)
+    assert curve.noise(course()) < 0.1 * statistics.mean(found)
     assert curve.noise(course()[:100]) == 0.0
 
 
@@ -199,12 +197,26 @@ def told(point: Point) -> Progress:
     return Progress(point.step, point.percent, point.loss, 1000.0, 1.0)
 
 
+class Saying(Witness):
+    """A witness with an answer of its own."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def look(self) -> None:
+        pass
+
+    def disturbed(self) -> str:
+        return self.answer
+
+
 def test_a_slow_run_goes_on_while_others_keep_the_machine_from_it(tmp_path: Path) -> None:
     rule, shown = Against(course(), Slack()), list[Progress]()
+    quiet = Watch(tmp_path, shown.append, rule, Saying(""))
     with pytest.raises(Ended, match="of the incumbent's steps"):
         for point in course(steps=100):
-            Watch(tmp_path, shown.append, rule, lambda: False)(told(point))
-    busy = Watch(tmp_path, shown.append, rule, lambda: True)
+            quiet(told(point))
+    busy = Watch(tmp_path, shown.append, rule, Saying("other processes took 1.0 of 2 processors"))
     for point in course(steps=100):
         busy(told(point))
     assert len(curve.read(tmp_path)) == 100 > len(shown)
@@ -241,12 +253,12 @@ def call(lab: Path) -> Cli:
     return partial(forked, lab)
 
 
-BEHIND = setting("LR", 0.2) + "; " + setting("GAP", 0.5)  # it would have been better
+BEHIND = setting("DEPTH", 5) + "; " + setting("GAP", 0.5)  # it would have been better
 TAIL = " (stopped: 0.50 nats behind the incumbent at 30%)"
 
 
 def test_a_run_that_is_behind_is_a_discard_without_a_score_and_with_its_reason(lab: Path, tmp_path: Path, call: Cli) -> None:
-    done = call("loop", "--max", "2", "--no-ahead", "--researcher", agent(tmp_path, BEHIND, setting("LR", 0.2)))
+    done = call("loop", "--max", "2", "--no-ahead", "--researcher", agent(tmp_path, BEHIND, setting("DEPTH", 5)))
     assert done.returncode == 0, done.stderr
     _, stopped, kept = rows(lab)
     assert (stopped[1], stopped[3]) == ("—", "discard") and stopped[4].endswith(TAIL)

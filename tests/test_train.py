@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,6 +332,26 @@ def test_a_device_batch_larger_than_the_step_or_no_divisor_of_it_is_fitted(
     for wanted, rows in ((128, 4), (3, 2), (1, 1)):
         monkeypatch.setattr(train, "DEVICE_BATCH", wanted)
         assert train.largest_that_fits().device_rows == rows
+
+
+@pytest.mark.parametrize("part", ["GPT.forward", "Optimizer.step", "Trainer.logits"])
+@pytest.mark.parametrize(
+    "error", [ValueError("shapes don't match"), torch.OutOfMemoryError("out of memory")], ids=["shape", "memory"]
+)
+def test_an_error_of_training_or_of_evaluation_is_found_before_the_clock_starts(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    started = list[Any]()
+    run = SimpleNamespace(seed=1, start=started.append)
+    monkeypatch.setattr(train.prepare, "open_run", lambda: run)
+    owner, _, name = part.partition(".")
+    monkeypatch.setattr(getattr(train, owner), name, fails)
+    with pytest.raises(type(error)):
+        train.main()
+    assert not started
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,8 @@ def outcome(done: Experiment, noise: float | None = None) -> str:
         return f"{done.status}, stopped early ({done.result.crash_class if done.result else 'no score'}):"
     expected = f", expected {-done.expected_gain:+.6f}" if done.expected_gain else ""
     near = ", a near miss" if is_near(done, noise) else ""
-    return f"{done.status} {change(done):+.6f}{expected}{near}:"
+    disturbed = ", on a machine that others kept busy" if done.disturbed else ""
+    return f"{done.status} {change(done):+.6f}{expected}{near}{disturbed}:"
 
 
 def _described(done: Experiment) -> str:

@@ -66,6 +66,7 @@ class RunResult:
     seed: int | None = None
     attention: str = ""  # the path that train.py said it took
     transport: str = ""  # how the logits came to the referee
+    disturbed: str = ""  # what took the machine from it, if it counts nevertheless: it was the second try
     vault_bpb: float | None = None  # of held-out rows that no score in results.tsv is made of
 
 
@@ -121,6 +122,11 @@ class Experiment:
     def stopped(self) -> bool:
         """Ended early: discarded without a score."""
         return self.result is not None and self.result.outcome == STOPPED
+
+    @property
+    def disturbed(self) -> str:
+        """What took the machine from one of its runs that count; "" if nothing did."""
+        return next((run.disturbed for run in self.counted if run.disturbed), "")
 
     def ran(self, result: RunResult) -> "Experiment":
         """With one more run that counts."""

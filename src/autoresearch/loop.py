@@ -22,6 +22,7 @@ from autoresearch.desk import Answered, Desk
 from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.experiment import audit, caches, refereeing, runner
 from autoresearch.experiment.watch import Against, Watch, against
+from autoresearch.experiment.witness import Witness, undisturbed
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -99,6 +100,7 @@ class Loop:
         self.ran = 0.0  # seconds of runs and audits: not the harness's own
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
         self.caches = self.journal.root / "caches"
+        self.witness = Witness(session.machine.gpu_index if session.machine.device == "cuda" else None)
         limits = limits or Limits(time.monotonic())
         self.desk = Desk(team, session.ledger, session.record.tag, limits, view.say, lambda: stop.asked)
         self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
@@ -349,11 +351,15 @@ class Loop:
         return against(self.journal.folder(best.n), self.source_of(experiment), experiment.category)
 
     def execute(self, plan: runner.RunPlan, title: str, rule: Against | None = None) -> RunResult:
-        with self.view.run(title, plan.budget):
-            watch = Watch(plan.folder, self.view.progress, rule, lambda: False)
-            result = runner.execute(plan, watch, lambda: self.stop.now)
+        def once() -> RunResult:
+            with self.view.run(title, plan.budget):
+                watch = Watch(plan.folder, self.view.progress, rule, self.witness)
+                result = runner.execute(plan, watch, lambda: self.stop.now)
+            self.ran += result.wall_seconds
+            return result
+
+        result = undisturbed(once, self.witness, self.view.say)
         shutil.copy(plan.folder / "run.log", self.lab.log)
-        self.ran += result.wall_seconds
         return result
 
     def measure_again(self, incumbent: Experiment) -> None:
@@ -504,7 +510,10 @@ def row_of(experiment: Experiment) -> Row:
     """The experiment as results.tsv has it."""
     memory = max((run.memory_mb for run in experiment.counted if run.memory_mb is not None), default=None)
     gigabytes = None if memory is None else memory / 1024
-    description = results.with_runs(experiment.description, len(experiment.counted))
+    description = experiment.description
     if experiment.stopped and experiment.result:
         description = results.with_tail(description, f" (stopped: {experiment.result.detail})")
+    if experiment.disturbed:
+        description = results.with_tail(description, f" (disturbed: {experiment.disturbed})")
+    description = results.with_runs(description, len(experiment.counted))
     return Row((experiment.commit or "")[:7], experiment.val_bpb, gigabytes, experiment.status, description)

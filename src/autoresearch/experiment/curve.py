@@ -14,6 +14,9 @@ FILE = "curve.tsv"
 EVERY = 0.5  # percent of the budget between two points, so that a file has at most 200 lines
 # Windows for `noise`: the first quarter of a run bends too much to tell its noise from its course.
 SETTLED, WINDOW = 25.0, 7.5  # percent of the budget
+# Variance of a third difference over that of a window: 20 if windows were independent, but train.py's smoothing carries a part of
+# each into the next. This is what it comes to on 200 made-up steps; where there are more the noise is overrated.
+THIRD = 7.5
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,13 @@ def steps_at(curve: Curve, percent: float) -> float:
 def noise(curve: Curve) -> float:
     """Standard deviation of a window's mean loss, in nats; 0 where the curve is too short to tell.
 
-    From the third differences of neighbouring windows, which a smooth course leaves small: of independent means of equal variance
-    they have twenty times that variance.
+    From the third differences of neighbouring windows, which a smooth course leaves small; taken at every third of a window, which
+    makes more of one curve.
     """
-    count = int((100 - SETTLED) / WINDOW)
-    means = [mean(curve, SETTLED + i * WINDOW, SETTLED + (i + 1) * WINDOW) for i in range(count)]
+    starts = [SETTLED + i * WINDOW / 3 for i in range(int(3 * (100 - SETTLED) / WINDOW) - 2)]
+    means = [mean(curve, start, start + WINDOW) for start in starts]
     known = [each for each in means if each is not None]
-    if len(known) < count:
+    if len(known) < len(starts):
         return 0.0
-    differences = [d - 3 * c + 3 * b - a for a, b, c, d in zip(known, known[1:], known[2:], known[3:], strict=False)]
-    return math.sqrt(math.fsum(each * each for each in differences) / len(differences) / 20)
+    differences = [d - 3 * c + 3 * b - a for a, b, c, d in zip(known, known[3:], known[6:], known[9:], strict=False)]
+    return math.sqrt(math.fsum(each * each for each in differences) / len(differences) / THIRD)

@@ -25,7 +25,7 @@ class Meter:
         self.peak_mb: float | None = None
         self._looked = 0.0
         self._marked: set[int] = set()
-        self._gpu = _Gpu(gpu) if gpu is not None else None
+        self._gpu = Gpu(gpu) if gpu is not None else None
         self._before = self._gpu.in_use() if self._gpu else None
 
     def look(self) -> None:
@@ -79,7 +79,7 @@ def peak_resident(pid: int) -> int:
     return 0
 
 
-class _Gpu:
+class Gpu:
     """NVML, the driver's own library of figures: what nvidia-smi prints, without starting it each time."""
 
     class Process(ctypes.Structure):
@@ -87,6 +87,12 @@ class _Gpu:
 
     class Memory(ctypes.Structure):
         _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+    class Use(ctypes.Structure):
+        _fields_ = (
+            *(("pid", ctypes.c_uint), ("microseconds", ctypes.c_ulonglong)),
+            *((name, ctypes.c_uint) for name in ("percent", "memory_percent", "encoder_percent", "decoder_percent")),
+        )
 
     NOT_TOLD = 2**64 - 1
     MOST = 256  # processes
@@ -107,6 +113,18 @@ class _Gpu:
         with contextlib.suppress(AttributeError):
             if self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._device, ctypes.byref(count), table) == 0:
                 return {each.pid: each.bytes for each in table[: count.value] if each.bytes != self.NOT_TOLD}
+        return {}
+
+    def use(self, since: float) -> dict[int, float]:
+        """The share of the GPU's time that each process took when the driver last saw it at work, if that was after `since`, in
+        seconds since 1970. Some drivers and split GPUs don't tell."""
+        if self._nvml is None:
+            return {}
+        count, table = ctypes.c_uint(self.MOST), (self.Use * self.MOST)()
+        with contextlib.suppress(AttributeError):
+            begin = ctypes.c_ulonglong(int(since * 1e6))
+            if self._nvml.nvmlDeviceGetProcessUtilization(self._device, table, ctypes.byref(count), begin) == 0:
+                return {each.pid: each.percent / 100 for each in table[: count.value]}
         return {}
 
     def in_use(self) -> int | None:

@@ -11,6 +11,7 @@ from autoresearch.experiment.crossing import slack
 from autoresearch.experiment.curve import Curve, Point, Recorder
 from autoresearch.experiment.early import SLOW, Slack, check
 from autoresearch.experiment.runner import Progress
+from autoresearch.experiment.witness import Witness
 from autoresearch.lab import TRAIN
 
 SHOW_EVERY = 0.1  # seconds: a train.py that floods its progress keeps no terminal busy
@@ -35,10 +36,12 @@ def against(folder: Path, source: str, category: str) -> Against | None:
 
 
 class Watch:
-    """Around one run. `rule`: None for what is never ended early; `disturbed`: whether others keep the machine from it just now."""
+    """Around one run. `rule`: None for what is never ended early; `witness`: so that others' load does not pass for slowness."""
 
-    def __init__(self, folder: Path, show: Callable[[Progress], None], rule: Against | None, disturbed: Callable[[], bool]) -> None:
-        self.show, self.rule, self.disturbed = show, rule, disturbed
+    def __init__(
+        self, folder: Path, show: Callable[[Progress], None], rule: Against | None = None, witness: Witness | None = None
+    ) -> None:
+        self.show, self.rule, self.witness = show, rule, witness
         self.shown = 0.0
         self.recorder = Recorder(folder)
 
@@ -47,9 +50,11 @@ class Watch:
         if time.monotonic() - self.shown >= SHOW_EVERY:
             self.shown = time.monotonic()
             self.show(now)
+            if self.witness:
+                self.witness.look()
         point, seen = Point(now.percent, now.loss, now.step), tuple(self.recorder.points)
         if (not self.recorder.add(point) and math.isfinite(now.loss)) or self.rule is None:
             return
         ended = check(point, seen, self.rule.curve, self.rule.slack)
-        if ended and not (ended.kind == SLOW and self.disturbed()):
+        if ended and not (ended.kind == SLOW and self.witness and self.witness.disturbed()):
             raise ended
