@@ -53,10 +53,10 @@ def burner() -> Iterator[Burner]:
 
 
 def only(*others: int) -> None:
-    """In a fork: of all that runs on this machine the witness sees these others, the fork itself and its ancestors. A fifth of
-    a processor disturbs, also in a short run."""
+    """In a fork: of all that runs on this machine the witness sees these others, the fork, the test and init. A fifth of a
+    processor disturbs, also in a short run."""
     here = witness.processes()
-    seen = {*others, *witness.lineage(os.getpid(), here)}
+    seen = {*others, os.getpid(), os.getppid(), 1}
     hidden = {process.name for pid, process in here.items() if pid not in seen}
     everything = witness.processes
     witness.processes = lambda: {pid: process for pid, process in everything().items() if process.name not in hidden}
