@@ -2,8 +2,8 @@
 
     uv run python benchmarks/search.py
 
-Two made-up tasks, with noise of 0.002 bpb on every score. Printed is the share of the possible gain that the best-looking trial really
-has; the mean of 60 tasks.
+Two made-up tasks, with noise of 0.002 bpb on every score. Printed is the share of the possible gain that the best-looking trial
+really has; the mean of 60 tasks.
 
 The first has 20 literals on log scales: a bowl whose curvatures differ a hundredfold and whose lowest point lies about a factor of
 1.5 off in each. It is there for CMA-ES's first step size and population.
