@@ -15,7 +15,7 @@ from labs import Background, Held, agent, journal, rows, setting, statuses, wait
 from autoresearch.errors import NotReady
 from autoresearch.experiment import runner, sandbox
 from autoresearch.experiment.meter import Meter
-from autoresearch.experiment.refereeing import hidden_files
+from autoresearch.experiment.refereeing import Conditions, free_startup, hidden_files
 
 LEVELS = [
     pytest.param(level, marks=pytest.mark.skipif(bool(sandbox.problem(level)), reason=sandbox.problem(level) or "-"))
@@ -274,3 +274,21 @@ def test_a_model_that_is_more_than_its_weights_is_a_crash_with_that_reason(
     assert result["crash_class"] == "audit" and reason in result["detail"]
     assert result["val_bpb"] is None
     assert not list((ready_lab / ".autoresearch/runs/2").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("is_open", "incumbents", "is_warm", "free"),
+    [
+        (False, 3.0, False, 180.0),
+        (False, 3.0, True, 90.0),
+        (True, None, False, 180.0),  # the baseline
+        (True, 3.0, False, 20.0),
+        (True, 12.0, True, 48.0),
+        (True, 100.0, True, 90.0),
+    ],
+)
+def test_where_the_text_lies_open_no_more_start_up_is_free_than_a_few_times_the_incumbents(
+    tmp_path: Path, is_open: bool, incumbents: float | None, is_warm: bool, free: float
+) -> None:
+    given = Conditions("none", tmp_path, tmp_path, 1, 30.0, incumbent_startup=incumbents, has_open_text=is_open)
+    assert free_startup(given, is_warm) == free

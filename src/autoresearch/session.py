@@ -144,6 +144,7 @@ class Session:
         if level != sandbox.NONE and self._hidden is None:
             self._hidden = hidden_files(self.helpers)
         best = self.incumbent()
+        result = best.result if best else None
         return Conditions(
             level=level,
             helpers=self.helpers,
@@ -152,7 +153,9 @@ class Session:
             budget=float(self.constants["TIME_BUDGET"]),
             hidden=self._hidden or (),
             gpu=gpu_of(self.machine),
-            incumbent_evaluation=best.result.evaluation_seconds if best and best.result else None,
+            incumbent_evaluation=result.evaluation_seconds if result else None,
+            incumbent_startup=result.startup_seconds if result else None,
+            has_open_text=self.constants["DATASET"] == "stdlib",
         )
 
     def plan(self, source: str, folder: Path, seed: int, level: str, allowance: float) -> RunPlan:

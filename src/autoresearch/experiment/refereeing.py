@@ -27,6 +27,9 @@ from autoresearch.results import clean
 # Seconds before `start` that are free: a cold compile took 46 to 83 s on an H200, a warm one 19 to 22, slower machines take several
 # times as long. Nothing of the data is known before `start`.
 COLD_ALLOWANCE, WARM_ALLOWANCE = 180.0, 90.0
+# Where the training text lies open on the machine (`stdlib`) start-up could be spent on it: then no more than a few times what the
+# incumbent took is free, and what is beyond comes off the budget.
+OPEN_LEAST, OPEN_FACTOR = 20.0, 4.0
 VERDICT_LIMIT = 60.0  # seconds that the referee has, once the candidate is gone
 # Evaluation has no backward pass: an honest one is done long before. Where the incumbent's is known, a few times that.
 EVALUATION_SHARE, EVALUATION_LEAST, EVALUATION_FACTOR = 3.0, 60.0, 5.0
@@ -57,6 +60,8 @@ class Conditions:
     hidden: tuple[Path, ...] = ()  # files with held-out text in places that the candidate can read
     gpu: Gpu | None = None  # that it runs on
     incumbent_evaluation: float | None = None  # seconds that the incumbent's evaluation took
+    incumbent_startup: float | None = None  # and its start-up
+    has_open_text: bool = False  # the training text can be read before the clock starts
     audit: Path | None = None  # cuts to reproduce with `weights` instead of a run of its own
     weights: Path | None = None
 
@@ -88,6 +93,14 @@ def start(spec: Mapping[str, object], log: IO[bytes], mark: str) -> "subprocess.
     )
 
 
+def free_startup(given: Conditions, is_warm: bool) -> float:
+    """Seconds before `start` that are not charged to the budget."""
+    most = WARM_ALLOWANCE if is_warm else COLD_ALLOWANCE
+    if given.has_open_text and given.incumbent_startup is not None:
+        return min(most, max(OPEN_LEAST, OPEN_FACTOR * given.incumbent_startup))
+    return most
+
+
 class Refereeing:
     """Around one candidate: `with Refereeing(conditions, caches) as referee`, start `referee.command(...)`, then ask for the
     `result`."""
@@ -116,7 +129,7 @@ class Refereeing:
             "weights": str(given.weights or given.folder / WEIGHTS),
             "seed": given.seed,
             "budget": given.budget,
-            "startup_allowance": WARM_ALLOWANCE if compile_caches.is_warm(self.caches) else COLD_ALLOWANCE,
+            "startup_allowance": free_startup(given, compile_caches.is_warm(self.caches)),
             "evaluation_limit": most,
             "shown": str(self.shown),
             "losses": str(given.folder / LOSSES),
