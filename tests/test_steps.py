@@ -127,6 +127,17 @@ def test_another_session_and_a_new_baseline_begin_with_no_move_tried(tmp_path: P
     assert game.turn().details["step"] == first
 
 
+def test_a_session_that_is_gone_back_to_goes_on_where_it_was(tmp_path: Path) -> None:
+    game = Game(tmp_path, "DEPTH = 4\nHEADS = 4\n", lambda literals: 1.0 + abs(literals["DEPTH"] - 5))
+    others(game, DEPTH=5)
+    mine = game.incumbent
+    game.incumbent = "DEPTH = 6\nHEADS = 6\n"
+    game.enter(Proposal(game.incumbent, "baseline"), baseline=True)
+    game.history[-1] = replace(game.history[-1], session="another")
+    game.incumbent = mine
+    assert game.search().details == {"step": ["DEPTH", 1]}, "which was kept there"
+
+
 # -- crashes ------------------------------------------------------------------------------------------------------------
 
 

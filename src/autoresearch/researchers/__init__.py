@@ -1,6 +1,6 @@
 """Who proposes the next train.py. One Protocol, one small file for each kind.
 
-search                      CMA-ES over the literals, in this process
+search                      steps and CMA-ES over the literals, in this process
 claude, codex, opencode, gemini, aider, acp:COMMAND
                             coding agents: each edits a scratch copy of train.py in a box of its own
 llm                         one request to a model, no agent
