@@ -13,7 +13,9 @@ import pytest
 from conftest import Cli, toy
 from labs import Held, agent, copy_of, forked, journal, rows, setting
 
-from autoresearch.experiment import witness
+from autoresearch.experiment import audit, witness
+from autoresearch.experiment.audit import Report
+from autoresearch.experiment.runner import RunPlan
 from autoresearch.experiment.witness import Process, Witness, undisturbed, used
 from autoresearch.journal import CRASHED, SCORED, STOPPED, TIMED_OUT, RunResult
 
@@ -170,7 +172,6 @@ class Saying(Witness):
         (False, ["", "x"], "", ["x"], False),
         (False, ["x", "", "y"], "", ["y"], False),
         (False, ["x", "y", "z"], "y", ["z"], True),
-        (True, ["x", "y"], "x", ["y"], True),
         (True, ["", "y"], "", ["y"], False),
     ],
 )
@@ -184,6 +185,14 @@ def test_a_disturbed_run_is_done_once_more_and_then_counts(
     assert (saying.reasons, saying.usual, len(said)) == (left, then, len(reasons) - len(left) - 1)
 
 
+@pytest.mark.parametrize(("outcome", "runs"), [(SCORED, 1), (STOPPED, 1), (TIMED_OUT, 2)])
+def test_where_load_is_usual_only_what_did_not_come_to_its_end_is_done_again(outcome: str, runs: int) -> None:
+    saying = Saying("x", "y")
+    saying.usual = True
+    undisturbed(lambda: RunResult(outcome), saying, lambda _: None)
+    assert len(saying.reasons) == 2 - runs and saying.usual
+
+
 @pytest.mark.parametrize(("kind", "runs"), [("shape", 1), ("foul", 1), ("oom", 2), ("error", 2)])
 def test_a_crash_that_no_load_explains_is_not_repeated(kind: str, runs: int) -> None:
     done = list[int]()
@@ -194,6 +203,25 @@ def test_a_crash_that_no_load_explains_is_not_repeated(kind: str, runs: int) -> 
 
     undisturbed(run, Saying("x", "x"), lambda _: None)
     assert len(done) == runs
+
+
+@pytest.mark.parametrize(
+    ("first", "reason", "audits"),
+    [
+        (Report("overtime", 1.0, late=True), "others were there", 2),
+        (Report("overtime", 1.0, late=True), "", 1),
+        (Report("its losses differ", 1.0), "others were there", 1),
+        (Report("", 1.0), "others were there", 1),
+    ],
+)
+def test_an_audit_is_done_again_only_if_it_was_late_and_others_had_the_machine(
+    monkeypatch: pytest.MonkeyPatch, first: Report, reason: str, audits: int
+) -> None:
+    reports = [first, Report("", 2.0)]
+    monkeypatch.setattr(audit, "_audit", lambda *_: reports.pop(0))
+    plan = RunPlan("", Path(), Path(), 1.0, Path())
+    assert audit.audit(plan, lambda: False, Saying(reason)).seconds == (3.0 if audits == 2 else 1.0)
+    assert len(reports) == 2 - audits
 
 
 @pytest.fixture

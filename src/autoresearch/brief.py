@@ -245,13 +245,13 @@ def is_near(done: Experiment, noise: float | None) -> bool:
 
 
 def outcome(done: Experiment, noise: float | None = None) -> str:
+    disturbed = ", on a machine that others kept busy" if done.disturbed else ""
     if done.status == CRASH:
-        return f"crash ({done.result.crash_class if done.result else 'error'}):"
+        return f"crash ({done.result.crash_class if done.result else 'error'}){disturbed}:"
     if done.val_bpb is None:
         return f"{done.status}, stopped early ({done.result.crash_class if done.result else 'no score'}):"
     expected = f", expected {-done.expected_gain:+.6f}" if done.expected_gain else ""
     near = ", a near miss" if is_near(done, noise) else ""
-    disturbed = ", on a machine that others kept busy" if done.disturbed else ""
     return f"{done.status} {change(done):+.6f}{expected}{near}{disturbed}:"
 
 

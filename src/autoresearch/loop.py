@@ -436,7 +436,7 @@ class Loop:
     def audit(self, experiment: Experiment) -> Experiment:
         """A would-be keep must give its losses again, or it crashed."""
         self.view.say(f"#{experiment.n} would be kept: audit")
-        report = audit.audit(self.plan(experiment), lambda: self.stop.now)
+        report = audit.audit(self.plan(experiment), lambda: self.stop.now, self.witness)
         self.ran += report.seconds
         experiment = replace(experiment, audit=report.as_dict())
         if not report.reason:

@@ -21,7 +21,8 @@ from typing import Any
 from autoresearch.errors import NotReady
 from autoresearch.experiment.refereeing import CACHES, LOSSES, WEIGHTS
 from autoresearch.experiment.runner import RunPlan, execute
-from autoresearch.journal import SCORED
+from autoresearch.experiment.witness import Witness
+from autoresearch.journal import SCORED, TIMED_OUT
 
 PROCESSES = 2
 
@@ -30,14 +31,26 @@ PROCESSES = 2
 class Report:
     reason: str  # '' if it passed
     seconds: float
+    late: bool = False  # it took too long, which may be the machine's fault
     findings: dict[str, Any] | None = None  # of both processes together, as cuts.Findings
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def audit(plan: RunPlan, should_stop: Callable[[], bool]) -> Report:
-    """Audit the run that `plan` describes, which was scored. Raises NotReady if its files are not there or a referee failed."""
+def audit(plan: RunPlan, should_stop: Callable[[], bool], witness: Witness | None = None) -> Report:
+    """Audit the run that `plan` describes, which was scored; once more if it was late and the witness says that others had the
+    machine. Raises NotReady if its files are not there or a referee failed."""
+    if witness:
+        witness.begin()
+    report = _audit(plan, should_stop)
+    if not report.late or not witness or not witness.disturbed():
+        return report
+    again = _audit(plan, should_stop)
+    return replace(again, seconds=report.seconds + again.seconds)
+
+
+def _audit(plan: RunPlan, should_stop: Callable[[], bool]) -> Report:
     began = time.monotonic()
     assert plan.refereed is not None
     weights, losses = plan.folder / WEIGHTS, plan.folder / LOSSES
@@ -52,7 +65,8 @@ def audit(plan: RunPlan, should_stop: Callable[[], bool]) -> Report:
         result = execute(own, lambda _: None, should_stop)
         seconds = time.monotonic() - began
         if result.outcome != SCORED:
-            return Report(f"it could not be scored again from its weights: {result.crash_class}: {result.detail}", seconds)
+            reason = f"it could not be scored again from its weights: {result.crash_class}: {result.detail}"
+            return Report(reason, seconds, late=result.outcome == TIMED_OUT)
         findings = json.loads((folder / "verdict.json").read_text())["findings"]
         found.append(findings)
     return _report(found, time.monotonic() - began)
@@ -69,7 +83,7 @@ def _report(found: list[dict[str, Any]], seconds: float) -> Report:
     each = [Findings(**findings) for findings in found]
     whole = together(each)
     reason = next((foul for findings in (*each, whole) if (foul := findings.foul())), "")
-    return Report(reason, seconds, asdict(whole))
+    return Report(reason, seconds, findings=asdict(whole))
 
 
 def clear(folder: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch.experiment.meter import Gpu
-from autoresearch.journal import RunResult
+from autoresearch.journal import TIMED_OUT, RunResult
 
 PROC = Path("/proc")
 KERNEL_THREAD = 0x00200000  # in a process's flags
@@ -175,11 +175,12 @@ def stolen() -> float:
 
 def undisturbed(run: Callable[[], RunResult], witness: Witness, say: Callable[[str], None]) -> RunResult:
     """The run's result. One that was disturbed is not counted and is done once more; the second counts and says so. After such a
-    one the next counts at once: it is how this machine is."""
-    for last in (witness.usual, True):
+    one the next counts at once if it came to its end: it is how this machine is."""
+    for last in (False, True):
         witness.begin()
         result = replace(run(), disturbed=witness.disturbed())
-        if last or not result.disturbed or result.crash_class in ITS_OWN:
+        counts = not result.disturbed or result.crash_class in ITS_OWN or (witness.usual and result.outcome != TIMED_OUT)
+        if counts or last:
             break
         say(f"this run is not counted, {result.disturbed}: once more")
     witness.usual = bool(result.disturbed)
