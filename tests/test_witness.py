@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -55,13 +56,17 @@ def burner() -> Iterator[Burner]:
 
 
 def only(*others: int) -> None:
-    """In a fork: of all that runs on this machine the witness sees these others, the fork, the test and init. A fifth of a
-    processor disturbs, also in a short run."""
-    here = witness.processes()
-    seen = {*others, os.getpid(), os.getppid(), 1}
-    hidden = {process.name for pid, process in here.items() if pid not in seen}
+    """In a fork: of all that runs on this machine the witness sees these others, the fork, and, with what they reaped, the test and
+    init. A fifth of a processor disturbs, also in a short run."""
+    here, heirs = witness.processes(), (os.getppid(), 1)
+    hidden = {process.name for pid, process in here.items() if pid not in {*others, *heirs, os.getpid()}}
     everything = witness.processes
-    witness.processes = lambda: {pid: process for pid, process in everything().items() if process.name not in hidden}
+
+    def seen() -> dict[int, Process]:
+        shown = {pid: process for pid, process in everything().items() if process.name not in hidden}
+        return shown | {pid: replace(shown[pid], own=0.0) for pid in heirs if pid in shown}
+
+    witness.processes = seen
     witness.stolen = lambda: 0.0
     witness.SHORTEST, witness.LOAD = 0.0, 0.2 / (os.cpu_count() or 1)
 
