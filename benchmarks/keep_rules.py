@@ -84,8 +84,12 @@ def main() -> None:
         print(HEADER, flush=True)
         for pair in range(1, arguments.pairs + 1):
             for rule in RULES if pair % 2 else RULES[::-1]:
-                clone, seconds = session(folder, f"pair-{pair}", rule, arguments.experiments, arguments.time_budget)
-                print(row(rule, clone, seconds, arguments.verify_runs), flush=True)
+                tag = f"pair-{pair}"
+                try:
+                    clone, seconds = session(folder, tag, rule, arguments.experiments, arguments.time_budget)
+                    print(row(rule, clone, seconds, arguments.verify_runs), flush=True)
+                except subprocess.CalledProcessError as failure:  # the others are still worth their time
+                    print(f"| {rule} | {tag} | ended with exit code {failure.returncode}, see above |" + " |" * 5, flush=True)
 
 
 if __name__ == "__main__":
