@@ -210,16 +210,21 @@ class Saying(Witness):
         return self.answer
 
 
-def test_a_slow_run_goes_on_while_others_keep_the_machine_from_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "reason"), [(course(steps=100), "of the incumbent's steps"), (course(lambda _: 0.5), "nats behind")]
+)
+def test_a_run_goes_on_while_others_keep_the_machine_from_it(tmp_path: Path, run: list[Point], reason: str) -> None:
     rule, shown = Against(course(), Slack()), list[Progress]()
     quiet = Watch(tmp_path, shown.append, rule, Saying(""))
-    with pytest.raises(Ended, match="of the incumbent's steps"):
-        for point in course(steps=100):
+    with pytest.raises(Ended, match=reason):
+        for point in run:
             quiet(told(point))
     busy = Watch(tmp_path, shown.append, rule, Saying("other processes took 1.0 of 2 processors"))
-    for point in course(steps=100):
+    for point in run:
         busy(told(point))
-    assert len(curve.read(tmp_path)) == 100 > len(shown)
+    assert len(curve.read(tmp_path)) == len(run) > len(shown)
+    with pytest.raises(Ended, match="the loss is nan"):
+        busy(Progress(len(run), 99.0, math.nan, 1.0, 1.0))
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------

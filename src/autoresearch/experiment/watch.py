@@ -9,7 +9,7 @@ from pathlib import Path
 from autoresearch.experiment import curve
 from autoresearch.experiment.crossing import slack
 from autoresearch.experiment.curve import Curve, Point, Recorder
-from autoresearch.experiment.early import SLOW, Slack, check
+from autoresearch.experiment.early import BEHIND, SLOW, Slack, check
 from autoresearch.experiment.runner import Progress
 from autoresearch.experiment.witness import Witness
 from autoresearch.lab import TRAIN
@@ -56,5 +56,5 @@ class Watch:
         if (not self.recorder.add(point) and math.isfinite(now.loss)) or self.rule is None:
             return
         ended = check(point, seen, self.rule.curve, self.rule.slack)
-        if ended and not (ended.kind == SLOW and self.witness and self.witness.disturbed()):
+        if ended and not (ended.kind in (SLOW, BEHIND) and self.witness and self.witness.disturbed()):
             raise ended
