@@ -2,7 +2,7 @@
 
     uv run python benchmarks/early.py FOLDER...
 
-FOLDER is a lab or holds labs, such as those that `benchmarks/sessions.py --keep FOLDER` leaves; record them with early stops off.
+FOLDER is a lab or holds labs, such as those that `benchmarks/sessions.py --early-stop off --keep FOLDER` leaves.
 Each run is replayed from its log against the incumbent that it was judged against. Prints, for the rule as it is, for the rule
 without its exemptions of changes that cross late, and without early stops: how many runs are stopped, the share of all runs' time
 that it saves, and the false stops, which are stops of a run that was kept.
@@ -101,7 +101,7 @@ def main() -> None:
     found = labs(parser.parse_args().folders)
     runs = [run for lab in found for run in recorded(lab)]
     if not runs:
-        parser.error("no recorded runs there: 'uv run python benchmarks/sessions.py --keep FOLDER' makes some")
+        parser.error("no recorded runs there: 'uv run python benchmarks/sessions.py --early-stop off --keep FOLDER' makes some")
     cut = [run.name for run in runs if run.experiment.result and run.experiment.result.outcome == STOPPED]
     if cut:
         print(f"left out, because they were stopped when they ran: {', '.join(cut)}")

@@ -33,10 +33,10 @@ def new_clone(folder: Path, name: str, budget: int) -> Path:
     return clone
 
 
-def session(clone: Path, experiments: int) -> list[dict]:
+def session(clone: Path, experiments: int, early_stop: str) -> list[dict]:
     """Run the loop; returns what the journal has of it, and prints its row."""
     began = time.monotonic()
-    call(clone, "run-loop.sh", "--max", str(experiments))
+    call(clone, "run-loop.sh", "--max", str(experiments), "--early-stop", early_stop)
     wall = time.monotonic() - began
     done = [json.loads(line) for line in (clone / ".autoresearch" / "experiments.jsonl").read_text().splitlines()]
     tried = [each for each in done if not each["baseline"]]
@@ -116,13 +116,14 @@ def main() -> None:
     parser.add_argument("--time-budget", type=int, default=15)
     parser.add_argument("--baselines", type=int, default=5)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--early-stop", choices=("on", "off"), default="on", help="off: whole curves, for benchmarks/early.py")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print("| session | kept | discarded | crashed | first val_bpb | best val_bpb | seconds |\n|---|---|---|---|---|---|---|")
         clones = [new_clone(folder, f"session-{number}", arguments.time_budget) for number in range(1, arguments.sessions + 1)]
-        sessions = [session(clone, arguments.experiments) for clone in clones]
+        sessions = [session(clone, arguments.experiments, arguments.early_stop) for clone in clones]
         tell_baselines(clones, arguments.baselines)
         tell_time(sessions)
 
