@@ -52,7 +52,7 @@ def test_status_tells_what_runs_how_far_it_is_and_the_newest_rows_and_changes_no
     held = Held(tmp_path, LR=0.2)
     # Its progress is printed before it waits: as a run in its middle.
     printing, _, waiting = held.source.partition("import pathlib\n")
-    first = "print('\\rstep 00040 (12.5%) | loss: 7.5000 | tok/s: 12,345 | mfu: - | left: 26s   ', end='')\n"
+    first = "print('\\rstep 00040 (12.5%) | loss: 6.5000 | tok/s: 12,345 | mfu: - | left: 26s   ', end='')\n"
     second = "print('\\rstep 00123 (41.5%) | loss: 3.2199 | tok/s: 12,345 | mfu: - | left: 17s   ', end='', flush=True)\n"
     held.file.write_text(f"{printing}{first}{second}import pathlib\n{waiting}")
     earlier = "".join(f"{n:07d}\tcrash\t—\tcrash\tby another tool\n" for n in range(11))
@@ -78,7 +78,7 @@ def test_status_tells_what_runs_how_far_it_is_and_the_newest_rows_and_changes_no
         "tokens_per_second": 12345.0,
         "seconds_left": 17.0,
     }
-    assert seen["curve"] == [[12.5, 7.5], [41.5, 3.2199]]
+    assert seen["curve"] == [[12.5, 6.5], [41.5, 3.2199]]
     newest = seen["rows"]
     assert isinstance(newest, list) and [row["n"] for row in newest] == [None] * 9 + [1]
     assert [row["commit"] for row in newest] == [row[0] for row in rows(lab)[2:12]]
@@ -87,7 +87,7 @@ def test_status_tells_what_runs_how_far_it_is_and_the_newest_rows_and_changes_no
     assert said[0].startswith(f"the loop runs as process {loop.process.pid}, since 20")
     assert said[1].startswith("#2 held, by agent: running, run 1, for ")
     assert said[2] == "  42%  step 123  loss 3.2199  12,345 tok/s  17 s of training left"
-    assert said[3] == "  loss 7.5000 █▁ 3.2199"
+    assert said[3] == "  loss 6.5000 █▁ 3.2199"
     assert said[5] == "The last 10 of 12 rows:"
     assert said[6].split() == ["0000002", "—", "—", "GB", "crash", "by", "another", "tool"]
     assert said[-1].split()[:3] == ["#1", rows(lab)[11][0], bpb()]
@@ -130,7 +130,9 @@ def test_a_command_that_is_no_loop_is_told_as_one_and_is_not_stopped(
     (lab / "train.py").write_text(held.source)
     run = Background(lab, "run", env=environment, log=tmp_path / "log")
     held.wait()
-    assert call("status").stdout.startswith(f"a single command runs as process {run.process.pid}, since ")
+    said = call("status").stdout.splitlines()
+    assert said[0].startswith(f"a single command runs as process {run.process.pid}, since ")
+    assert said[1] == "  a run that is not recorded:"
     refused = call("stop")
     assert refused.returncode == 3
     assert f"process {run.process.pid} works in {lab} and is no loop: it ends by itself, or with 'kill -INT" in refused.stderr

@@ -129,6 +129,8 @@ def test_a_loop_that_is_killed_in_an_audit_leaves_no_process_of_it_once_it_goes_
     options = ("loop", "--max", "1", "--researcher", agent(tmp_path, f"cp '{tmp_path}/waits.py' train.py; echo audited", WORSE))
     loop = Background(lab, *options, env=environment, log=tmp_path / "log")
     wait_for(started.exists, "there was no audit")
+    told = call("status").stdout.splitlines()
+    assert told[1].startswith("#2 audited, by agent: measured, for ") and told[2] == "  the audit of what would be kept:"
     loop.send(signal.SIGKILL)
     loop.end()
     left = of_runs(lab)

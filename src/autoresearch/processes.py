@@ -43,9 +43,15 @@ def end_marked(mark: str, but: int = 0) -> None:
 
 def marked(mark: str) -> Iterator[int]:
     """All processes with a variable `NAME=value` in their environment that begins with `mark`."""
+    return (pid for pid, _ in marks(mark))
+
+
+def marks(mark: str) -> Iterator[tuple[int, str]]:
+    """The same with the whole of that variable."""
     start = mark.encode()
     for environment in PROC.glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
             data = environment.read_bytes()
-            if start in data and any(variable.startswith(start) for variable in data.split(b"\0")):
-                yield int(environment.parent.name)
+            for variable in data.split(b"\0") if start in data else ():
+                if variable.startswith(start):
+                    yield int(environment.parent.name), os.fsdecode(variable)

@@ -18,10 +18,12 @@ from autoresearch.brief import thinned
 from autoresearch.errors import NotReady
 from autoresearch.experiment import curve
 from autoresearch.experiment.curve import Curve
+from autoresearch.experiment.refereeing import WEIGHTS_OUT
 from autoresearch.experiment.runner import PROGRESS, Progress
-from autoresearch.journal import MEASURED, RUNNING, Experiment, Journal
+from autoresearch.journal import RUNNING, Experiment, Journal
 from autoresearch.lab import Lab
 from autoresearch.owner import Owner
+from autoresearch.processes import PROC, marks
 from autoresearch.results import Row
 
 ROWS = 10
@@ -38,6 +40,7 @@ class Status:
     experiment: Experiment | None  # that is worked on, or was left behind
     since: float | None  # when it came to its stage, seconds since 1970
     run: int  # which run of it, from 1: the one that goes on, or the last
+    doing: str  # what train.py is run for just now; "" while it is not
     progress: Progress | None  # of that run
     curve: Curve  # of that run
     rows: Sequence[Row]  # the newest
@@ -49,7 +52,7 @@ def look(lab: Lab) -> Status:
     journal = Journal(lab)
     owner, current = journal.at_work(), journal.current()
     experiment, since = current or (None, None)
-    log = journal.folder(experiment.n) / "run.log" if experiment and experiment.stage in (RUNNING, MEASURED) else None
+    folder = _folder_of_run(journal) if owner else None
     rows, _ = results.read(lab.results)
     newest = journal.newest(2 * ROWS)  # rows of another fingerprint may lie between
     return Status(
@@ -59,12 +62,29 @@ def look(lab: Lab) -> Status:
         experiment=experiment,
         since=since,
         run=len(experiment.runs) + (experiment.stage == RUNNING) if experiment else 0,
-        progress=_progress(log) if log else None,
-        curve=thinned(curve.read(log.parent), WIDTH) if log else (),
+        doing=_doing(journal, folder) if folder else "",
+        progress=_progress(folder / "run.log") if folder else None,
+        curve=thinned(curve.read(folder), WIDTH) if folder else (),
         rows=rows[-ROWS:],
         numbers={(done.commit or "")[:7]: done.n for done in newest},
         total=len(rows),
     )
+
+
+def _folder_of_run(journal: Journal) -> Path | None:
+    """Where train.py is running now, as its processes tell, or on systems that hide that, the state of its experiment."""
+    for _, variable in marks(f"{WEIGHTS_OUT}={journal.root}/"):
+        return Path(variable.partition("=")[2]).parent
+    current = journal.current() if not PROC.exists() else None
+    return journal.folder(current[0].n) if current and current[0].stage == RUNNING else None
+
+
+def _doing(journal: Journal, folder: Path) -> str:
+    if folder == journal.aside:
+        return "a kept train.py runs once more"
+    if folder == journal.by_hand:
+        return "a run that is not recorded"
+    return "a run" if folder.parent == journal.root / "runs" else "the audit of what would be kept"
 
 
 def _progress(log: Path) -> Progress | None:
@@ -83,9 +103,10 @@ def text(status: Status, now: float) -> str:
     """`now`: seconds since 1970."""
     lines = [_who(status, now)]
     if status.experiment:
-        lines += _what(status, status.experiment, now)
+        lines.append(_what(status, status.experiment, now))
     elif status.owner and status.owner.loop:
         lines.append("between two experiments: a researcher is asked for the next one")
+    lines += _how_far(status)
     if status.rows:
         lines += ["", f"The last {len(status.rows)} of {status.total} rows:", *report.listed(status.rows, status.numbers)]
     return "\n".join(lines)
@@ -101,13 +122,17 @@ def _who(status: Status, now: float) -> str:
     return f"{work} runs as process {owner.pid}, since {_clock(since)} ({_length(now - since.timestamp())}){ending}"
 
 
-def _what(status: Status, experiment: Experiment, now: float) -> list[str]:
+def _what(status: Status, experiment: Experiment, now: float) -> str:
     who = f", by {experiment.researcher}" if experiment.researcher else ""
     title = f"#{experiment.n} {experiment.description}{who}"
     if status.owner is None:
-        return [f"{title}: left at '{experiment.stage}', the next start goes on from there"]
+        return f"{title}: left at '{experiment.stage}', the next start goes on from there"
     which = f", run {status.run}" if experiment.stage == RUNNING else ""
-    lines = [f"{title}: {experiment.stage}{which}, for {_length(now - (status.since or now))}"]
+    return f"{title}: {experiment.stage}{which}, for {_length(now - (status.since or now))}"
+
+
+def _how_far(status: Status) -> list[str]:
+    lines = [f"  {status.doing}:"] if status.doing not in ("", "a run") else []
     if progress := status.progress:
         figures = f"step {progress.step}  loss {progress.loss:.4f}  {progress.tokens_per_second:,.0f} tok/s"
         lines.append(f"  {progress.percent:.0f}%  {figures}  {progress.seconds_left:.0f} s of training left")
@@ -151,6 +176,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "running": status.owner is not None,
         "process": asdict(status.owner) if status.owner else None,
         "stopping": status.stopping,
+        "doing": status.doing,
         "experiment": what,
         "progress": {name: _number(value) for name, value in asdict(status.progress).items()} if status.progress else None,
         "curve": [[point.percent, _number(point.loss)] for point in status.curve],
