@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,10 +164,6 @@ def _columns(path: Path, header: str) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-def _is_row(fields: Sequence[str], order: Mapping[str, int]) -> bool:
-    return len(fields) >= len(order) and fields[order["status"]].strip().lower() in STATUSES
-
-
 def check_header(path: Path) -> None:
     """Raises NotReady for a file with a foreign header."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -182,15 +178,10 @@ def commits(path: Path) -> list[str]:
     if not text.strip():
         return []
     header, *lines = text.split("\n")
-    order, found = _columns(path, header), []
-    at, status = order["commit"], order["status"]
-    for line in lines:
-        fields = line.rstrip("\r").split("\t")
-        if len(fields) == len(order) and fields[status] in STATUSES:  # of thousands nearly all
-            found.append(fields[at].strip())
-        elif _is_row(fields, order):
-            found.append(_tidy(fields[at]))
-    return found
+    order = _columns(path, header)
+    at, status, width = order["commit"], order["status"], len(order)
+    rows = (fields for line in lines if len(fields := line.rstrip("\r").split("\t")) >= width)
+    return [_tidy(fields[at]) for fields in rows if fields[status].strip().lower() in STATUSES]
 
 
 def read(path: Path) -> tuple[list[Row], list[str]]:
@@ -211,10 +202,10 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         fields = line.rstrip("\r").split("\t")
         if fields == [""]:
             continue
-        if not _is_row(fields, order):
+        state = fields[status].strip().lower() if len(fields) >= len(order) else ""
+        if state not in STATUSES:
             warnings.append(f"{path.name}, line {number}: not a row, left out: '{clean(line)[:60]}'")
             continue
-        state = fields[status].strip().lower()
         value = None if state == CRASH else _number(fields[score])
         gigabytes = _number(fields[memory]) if memory is not None and state != CRASH else None
         gigabytes = gigabytes / per_gb if gigabytes is not None else None
