@@ -60,6 +60,7 @@ def test_a_score_comes_with_its_figures(tmp_path: Path) -> None:
         ("", "no-score", "train.py ended without printing a score"),
         ("raise SystemExit('ValueError: shapes (2, 3) and (4, 5)')", "shape", "ValueError: shapes (2, 3) and (4, 5)"),
         ("import os; os.kill(os.getpid(), 9)", "oom", "killed by the system, most likely out of memory"),
+        ("raise SystemExit(137)", "oom", "killed by the system, most likely out of memory"),
         ("import os; os.kill(os.getpid(), 11)", "error", "no output, exit code -11"),
         ("print('---'); print('val_bpb: 1.5'); raise SystemExit(1)", "error", "val_bpb: 1.5"),
         ("print('---'); print('val_bpb: -1')", "non-finite", "val_bpb -1.0 is no score"),

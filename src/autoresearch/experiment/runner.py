@@ -376,7 +376,7 @@ def classify(text: str, exit_code: int) -> tuple[str, str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     detail = clean(lines[-1])[:MAX_DETAIL] if lines else f"no output, exit code {exit_code}"
     tail = "\n".join(lines[-30:])
-    if exit_code == -signal.SIGKILL:
+    if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):  # the second as a sandbox passes it on
         return "oom", "killed by the system, most likely out of memory"
     if re.search(r"OutOfMemoryError|out of memory|MemoryError|can't allocate memory|Cannot allocate memory", tail):
         return "oom", detail
