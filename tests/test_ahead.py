@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, toy
+from conftest import Cli, git, toy
 from labs import Background, Held, agent, copy_of, dies, forked, journal, rows, setting, wait_for
 
 from autoresearch.ahead import Ahead, merge_settings
@@ -122,6 +122,8 @@ def test_a_mixture_goes_on_where_one_of_its_two_fails(lab: Path, tmp_path: Path,
 
 
 def test_two_of_a_mixture_take_turns_and_learn_from_each_other(lab: Path, tmp_path: Path, call: Cli) -> None:
+    (lab / "train.py").write_text(toy().replace("DEPTH = 4  #", "DEPTH = 4  # fixed;"))  # all of the search's is CMA-ES
+    git(lab, "commit", "--quiet", "--all", "--message=fixed")
     other = agent(tmp_path, setting("LR", 0.2), f"cp BRIEF.md '{tmp_path}'; {setting('DEPTH', 7)}")
     done = call("loop", "--max", "4", "--no-ahead", "--researcher", f"search:0.5,{other}:0.5")
     assert done.returncode == 0, done.stderr
