@@ -88,9 +88,10 @@ def measure(began: float) -> dict[str, float]:
     from autoresearch.experiment import sandbox
     from autoresearch.experiment.meter import peak_resident
     from autoresearch.journal import MEASURED, SCORED, RunResult
-    from autoresearch.loop import Loop, Stop
+    from autoresearch.loop import Loop
     from autoresearch.researchers import Proposal
     from autoresearch.researchers.team import Team
+    from autoresearch.stop import Stop
     from autoresearch.view import View
 
     lab, view = cli.lab_here(), View()

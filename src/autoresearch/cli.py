@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from autoresearch.journal import Experiment, Journal
     from autoresearch.judge import Rule
     from autoresearch.ledger import Ledger
-    from autoresearch.loop import Loop
     from autoresearch.ratchet import Ratchet
+    from autoresearch.runs import Runs
     from autoresearch.session import Session
     from autoresearch.setup import Wishes
     from autoresearch.view import View
@@ -165,9 +165,10 @@ def _record(lab: Lab, source: str, arguments: argparse.Namespace) -> int:
     """A whole turn for the edit in the working tree: commit, run, judge, row, settle."""
     from autoresearch.experiment import sandbox
     from autoresearch.journal import TIMED_OUT
-    from autoresearch.loop import Loop, Stop, row_of
+    from autoresearch.loop import Loop, row_of
     from autoresearch.researchers.team import Team
     from autoresearch.settings import early_stop
+    from autoresearch.stop import Stop
     from autoresearch.view import View
 
     early = early_stop(lab, None)
@@ -190,8 +191,9 @@ def command_loop(arguments: argparse.Namespace) -> int:
     from autoresearch.experiment import sandbox
     from autoresearch.journal import Journal
     from autoresearch.ledger import Limits
-    from autoresearch.loop import Loop, Stop
+    from autoresearch.loop import Loop
     from autoresearch.settings import early_stop, team
+    from autoresearch.stop import Stop
     from autoresearch.view import View
 
     if arguments.max < 0:
@@ -393,9 +395,9 @@ def command_audit(arguments: argparse.Namespace) -> int:
 
     lab = lab_here()
     with Journal(lab).lock():
-        loop = _open_loop(lab, arguments)
-        found = _named(loop.session, "audit", arguments.commit)
-        report = audit(loop.plan(found), lambda: loop.stop.now)
+        runs = _open_runs(lab, arguments)
+        found = _named(runs.session, "audit", arguments.commit)
+        report = audit(runs.plan(found), lambda: runs.stop.now)
     print(json.dumps(report.as_dict() | {"passed": not report.reason}))
     say(report.reason or f"experiment {found.n} gives its losses again from its weights alone")
     return CRASH if report.reason else 0
@@ -410,27 +412,27 @@ def command_verify(arguments: argparse.Namespace) -> int:
         raise WrongCall("--all verifies the whole session: give a COMMIT or --all")
     lab = lab_here()
     with Journal(lab).lock():
-        loop = _open_loop(lab, arguments)
-        loop.end_left_over()
-        verifier = Verifier(loop.session, loop.execute, lambda: loop.stop.asked, loop.sandbox, arguments.allowance)
-        rounds = arguments.runs or (3 if loop.session.machine.device == "cuda" else 2)
-        wanted = _named(loop.session, "verify", arguments.commit) if arguments.commit else None
+        runs = _open_runs(lab, arguments)
+        runs.end_left_over()
+        verifier = Verifier(runs)
+        rounds = arguments.runs or (3 if runs.session.machine.device == "cuda" else 2)
+        wanted = _named(runs.session, "verify", arguments.commit) if arguments.commit else None
         findings = verify_all(verifier, rounds) if arguments.all else verify_one(verifier, wanted, rounds)
     print(json.dumps([finding.as_dict() for finding in findings], indent=2) if arguments.json else text(findings))
     return 0 if all(finding.gain or not finding.runs for finding in findings) else CRASH
 
 
-def _open_loop(lab: Lab, arguments: argparse.Namespace) -> "Loop":
-    """The session's loop without a researcher: for what runs train.py and proposes nothing."""
+def _open_runs(lab: Lab, arguments: argparse.Namespace) -> "Runs":
+    """For what runs train.py and proposes nothing."""
     from autoresearch.experiment import sandbox
-    from autoresearch.loop import Loop, Stop
-    from autoresearch.researchers.team import Team
+    from autoresearch.runs import Runs
+    from autoresearch.stop import Stop
     from autoresearch.view import View
 
     view = View()
     session = _open_session(lab, arguments, view)
     level = sandbox.choose(arguments.sandbox, False, say, session.machine.device == "cuda")
-    return Loop(session, Team(()), view, Stop(view), arguments.allowance, sandbox=level, rule=_rule(session, arguments))
+    return Runs(session, view, Stop(view), level, arguments.allowance)
 
 
 def _named(session: "Session", command: str, wanted: str) -> "Experiment":

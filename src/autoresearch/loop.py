@@ -5,14 +5,10 @@ a fresh experiment and for one that a dead process left behind: `finish` carries
 """
 
 import contextlib
-import shutil
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from autoresearch import brief, facts, results, standing
@@ -21,8 +17,6 @@ from autoresearch.check import Refused, check
 from autoresearch.desk import Answered, Desk
 from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.experiment import audit, caches, refereeing, runner
-from autoresearch.experiment.watch import Against, Watch, against
-from autoresearch.experiment.witness import Witness, undisturbed
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -44,40 +38,16 @@ from autoresearch.literals import code_key, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said
 from autoresearch.researchers.team import Team
 from autoresearch.results import CRASH, KEEP, Row, clean
+from autoresearch.runs import Runs
 from autoresearch.session import Session
 from autoresearch.setup import now
 from autoresearch.standing import Judgement
+from autoresearch.stop import Stop
 from autoresearch.view import View
 
 BARREN = 3  # proposals in a row that end without an experiment before the loop gives up on the researcher
 HAND = "hand"  # the researcher of `run --record`: whoever edited train.py in the working tree
 NO_KEY = "syntax error"  # instead of a code key: what can't be read can't be compared
-
-
-class Stop:
-    """Ctrl-C once, or `autoresearch stop`: finish this experiment. Ctrl-C twice, or SIGTERM: stop now; the next start goes on from
-    here."""
-
-    def __init__(self, view: View, asked_elsewhere: Callable[[], bool] = lambda: False) -> None:
-        self.now = self._interrupted = False
-        self.view, self._asked_elsewhere = view, asked_elsewhere
-        signal.signal(signal.SIGINT, self._interrupt)
-        signal.signal(signal.SIGTERM, self._terminate)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` is meant
-            signal.signal(signal.SIGHUP, self._terminate)
-
-    @property
-    def asked(self) -> bool:
-        return self._interrupted or self._asked_elsewhere()
-
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.now, self._interrupted = self._interrupted, True
-        if not self.now:
-            with contextlib.suppress(RuntimeError):  # it came in the middle of another line
-                self.view.say("stopping after this experiment; Ctrl-C again stops at once and loses nothing")
-
-    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
-        self._interrupted = self.now = True
 
 
 class Loop:
@@ -96,11 +66,9 @@ class Loop:
         rule: Rule,
     ) -> None:
         self.session, self.team, self.view, self.stop = session, team, view, stop
-        self.allowance, self.early_stop, self.sandbox, self.rule = allowance, early_stop, sandbox, rule
-        self.ran = 0.0  # seconds of runs and audits: not the harness's own
+        self.sandbox, self.rule = sandbox, rule
+        self.runs = Runs(session, view, stop, sandbox, allowance, early_stop)
         self.journal, self.ratchet, self.lab = session.journal, session.ratchet, session.lab
-        self.caches = self.journal.root / "caches"
-        self.witness = Witness(session.machine.gpu_index if session.machine.device == "cuda" else None)
         limits = limits or Limits(time.monotonic())
         self.desk = Desk(team, session.ledger, session.record.tag, limits, view.say, lambda: stop.asked)
         self.ahead = Ahead(self.desk, self.journal.root / "ahead.json", self.ratchet.merge, lambda: stop.now, ahead)
@@ -139,7 +107,7 @@ class Loop:
 
     def _record(self, source: str, description: str) -> Experiment | None:
         left = self.recover()
-        if left and left.researcher == HAND and self.source_of(left) == source:
+        if left and left.researcher == HAND and self.runs.source_of(left) == source:
             return left  # this very turn, which was interrupted before
         if self.session.incumbent() is None and code_key(source) == self.incumbent_key():
             self.begin()
@@ -161,7 +129,8 @@ class Loop:
 
     def recover(self) -> Experiment | None:
         """Finish what the last process left, whatever it was ended by. Returns the experiment that came to its end so."""
-        self.end_left_over()
+        self.runs.end_left_over()
+        process.end_left_over(self.scratch)
         left = self.journal.unfinished()
         self.complete_table(self.session.record.fingerprint)
         if left is None:
@@ -175,14 +144,6 @@ class Loop:
             return None
         self.view.say(f"#{left.n} was left at '{left.stage}': going on from there")
         return self.finish(left)
-
-    def end_left_over(self) -> None:
-        """Kill what still runs of a process that died."""
-        left = self.journal.unfinished()
-        journal = self.journal  # its root has them all; the others are for systems where processes don't show their environment
-        for folder in (journal.root, journal.by_hand, journal.aside, *([journal.folder(left.n)] if left else [])):
-            runner.end_left_over(folder)
-        process.end_left_over(self.scratch)
 
     def begin(self) -> bool:
         """Run the baseline if the branch's train.py has none yet; True if so."""
@@ -301,20 +262,17 @@ class Loop:
             RECORDED: self.settle,
         }
         while experiment.stage != SETTLED:
-            began, self.ran = time.monotonic(), 0.0
+            began, ran = time.monotonic(), self.runs.seconds
             experiment = steps[experiment.stage](experiment)
-            overhead = experiment.overhead_seconds + time.monotonic() - began - self.ran
+            overhead = experiment.overhead_seconds + (time.monotonic() - began) - (self.runs.seconds - ran)
             experiment = self.journal.save(experiment, overhead_seconds=overhead) if experiment.stage != SETTLED else experiment
         self.view.settled(experiment)
         return experiment
 
-    def source_of(self, experiment: Experiment) -> str:
-        return (self.journal.folder(experiment.n) / TRAIN).read_bytes().decode()
-
     def commit_on(self, tip: str, experiment: Experiment, subject: str) -> str:
         """The experiment's train.py on top of `tip`, reachable for good. No two experiments have the same commit."""
         name = f"refs/autoresearch/{experiment.session}/{experiment.n}"
-        files = {} if experiment.baseline else {TRAIN: self.source_of(experiment)}
+        files = {} if experiment.baseline else {TRAIN: self.runs.source_of(experiment)}
         commit = self.ratchet.commit(tip, files, f"{subject}\n\n{name}\n")
         self.ratchet.remember(experiment.session, str(experiment.n), commit)
         return commit
@@ -329,55 +287,12 @@ class Loop:
     def measure(self, experiment: Experiment) -> Experiment:
         """Run train.py, with another seed each time. A machine that is not ready leaves the experiment here, to be run again."""
         experiment = self.journal.save(experiment, stage=RUNNING)
-        source, repeat = self.source_of(experiment), len(experiment.counted)
-        try:
-            compile(source, TRAIN, "exec", dont_inherit=True)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            result = RunResult(CRASHED, crash_class="syntax", detail=clean(str(error)))
-            return self.journal.save(experiment.ran(result), stage=MEASURED)
-        plan, title = self.plan(experiment, runner.seed_of(experiment.seed, repeat)), f"#{experiment.n} {experiment.description}"
-        result = self.execute(plan, title + (f", run {repeat + 1}" if repeat else ""), self.against(experiment))
-        if result.outcome in (CRASHED, TIMED_OUT):
+        result = self.runs.next(experiment)
+        if result.outcome in (CRASHED, TIMED_OUT) and result.wall_seconds:  # it was started
             self.session.check_machine(result.crash_class)
             if experiment.baseline:
                 self.give_up_baseline(experiment, result)
         return self.journal.save(experiment.ran(result), stage=MEASURED)
-
-    def against(self, experiment: Experiment) -> Against | None:
-        """What a run is compared with while it goes on. None for a baseline and for repeats: they run to their end."""
-        best = self.session.kept(experiment.session, experiment.fingerprint)
-        if not self.early_stop or experiment.baseline or experiment.counted or best is None:
-            return None
-        return against(self.journal.folder(best.n), self.source_of(experiment), experiment.category)
-
-    def execute(self, plan: runner.RunPlan, title: str, rule: Against | None = None) -> RunResult:
-        def once() -> RunResult:
-            with self.view.run(title, plan.budget):
-                watch = Watch(plan.folder, self.view.progress, rule, self.witness)
-                result = runner.execute(plan, watch, lambda: self.stop.now)
-            self.ran += result.wall_seconds
-            return result
-
-        result = undisturbed(once, self.witness, self.view.say)
-        shutil.copy(plan.folder / "run.log", self.lab.log)
-        return result
-
-    def measure_again(self, incumbent: Experiment) -> None:
-        """One more run of a settled experiment, so that others can be compared with it. Its own weights stay."""
-        repeat = len(incumbent.counted) + len(self.journal.repeats(incumbent.n))
-        plan = self.plan(incumbent, runner.seed_of(incumbent.seed, repeat), self.journal.aside)
-        result = self.execute(plan, f"#{incumbent.n}, the incumbent, run {repeat + 1}")
-        if result.val_bpb is None:
-            self.session.check_machine()
-            self.view.say(f"#{incumbent.n} failed when it was run again ({result.crash_class}): its earlier runs have to do")
-        self.journal.add_repeat(incumbent.n, result)
-        audit.clear(self.journal.aside)
-
-    def plan(self, experiment: Experiment, seed: int | None = None, folder: Path | None = None) -> runner.RunPlan:
-        """A run with this seed, or again its last one, whose weights lie in its folder."""
-        folder, last = folder or self.journal.folder(experiment.n), experiment.result.seed if experiment.result else None
-        seed = next(known for known in (seed, last, experiment.seed) if known is not None)
-        return self.session.plan(self.source_of(experiment), folder, seed, self.sandbox, self.allowance)
 
     def give_up_baseline(self, experiment: Experiment, result: RunResult) -> None:
         """No night begins on a train.py that doesn't run."""
@@ -430,18 +345,16 @@ class Loop:
             raise Enough(f"#{experiment.n} has to be run again before it can be judged")
         if judgement.outcome == AGAIN or best is None:
             return self.journal.save(experiment, stage=RUNNING)
-        self.measure_again(best)
+        self.journal.add_repeat(best.n, self.runs.again(best))
         return experiment
 
     def audit(self, experiment: Experiment) -> Experiment:
         """A would-be keep must give its losses again, or it crashed."""
         self.view.say(f"#{experiment.n} would be kept: audit")
-        report = audit.audit(self.plan(experiment), lambda: self.stop.now, self.witness)
-        self.ran += report.seconds
+        report = self.runs.audit(experiment)
         experiment = replace(experiment, audit=report.as_dict())
         if not report.reason:
             return experiment
-        self.session.check_machine()
         result = replace(experiment.result or RunResult(CRASHED), outcome=CRASHED, val_bpb=None)
         return experiment.refuted(replace(result, crash_class="audit", detail=report.reason))
 
@@ -472,7 +385,7 @@ class Loop:
         """Keep moves the branch. Otherwise nothing has moved; an edit by hand is taken back."""
         branch = f"autoresearch/{experiment.session}"
         if experiment.status == KEEP:
-            caches.adopt(self.journal.folder(experiment.n) / refereeing.CACHES, self.caches)
+            caches.adopt(self.journal.folder(experiment.n) / refereeing.CACHES, self.journal.root / "caches")
         if experiment.status == KEEP and experiment.baseline:  # the same train.py: only the commit's subject is new
             self.ratchet.advance(branch, experiment.commit or "", ())
         elif experiment.status == KEEP:
@@ -491,7 +404,7 @@ class Loop:
         if not self.lab.train.is_file():
             return
         found = self.lab.train.read_bytes()
-        known = [self.source_of(experiment), self.ratchet.show(experiment.parent, TRAIN)]
+        known = [self.runs.source_of(experiment), self.ratchet.show(experiment.parent, TRAIN)]
         if found not in [text.encode() for text in known]:
             copy = self.journal.folder(experiment.n) / "train.py.edited"
             write_atomically(copy, found)

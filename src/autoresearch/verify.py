@@ -5,7 +5,7 @@ The runs alternate, so that a machine that drifts harms all alike, and those of 
 what is there. No row and no branch is touched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,17 @@ from autoresearch import noise
 from autoresearch.ahead import merge_settings
 from autoresearch.errors import Interrupted, NotReady, WrongCall
 from autoresearch.experiment import audit
-from autoresearch.experiment.runner import DEFAULT_SEED, RunPlan, seed_of
+from autoresearch.experiment.runner import DEFAULT_SEED, seed_of
 from autoresearch.journal import Experiment, RunResult, result_from
 from autoresearch.lab import TRAIN
 from autoresearch.lines import append_line, read_lines
 from autoresearch.literals import code_key
 from autoresearch.noise import Gain
 from autoresearch.results import KEEP
-from autoresearch.session import Session
+from autoresearch.runs import Runs
 
 SCORES = ("val_bpb", "vault_bpb")
 FRESH = 1000  # repeats whose seeds no experiment's runs reach
-Execute = Callable[[RunPlan, str], RunResult]  # with a title for people
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,10 @@ class Record:
 
 
 class Verifier:
-    def __init__(self, session: Session, execute: Execute, leaving: Callable[[], bool], level: str, allowance: float) -> None:
-        """`leaving`: whether a person wants to stop after this run."""
-        self.session, self.execute, self.leaving = session, execute, leaving
-        self.level, self.allowance = level, allowance
-        self.folder = session.journal.aside
-        self.record = Record(session.journal.root / "verify.jsonl", session.record.fingerprint)
+    def __init__(self, runs: Runs) -> None:
+        self.runs, self.session = runs, runs.session
+        self.folder = self.session.journal.aside
+        self.record = Record(self.session.journal.root / "verify.jsonl", self.session.record.fingerprint)
 
     # -- what there is to verify ---------------------------------------------------------------------------------
 
@@ -126,12 +123,12 @@ class Verifier:
         different = {variant.key: variant for variant in variants}
         for number, seed in enumerate(self.record.fresh_seeds(rounds), start=1):
             for variant in different.values():
-                if self.leaving():
+                if self.runs.stop.asked:
                     raise Interrupted("stopped; the runs that were made are kept")
-                plan = self.session.plan(variant.source, self.folder, seed, self.level, self.allowance)
-                result = self.execute(plan, f"verify, round {number} of {rounds}: {variant.name}")
+                plan = self.session.plan(variant.source, self.folder, seed, self.runs.sandbox, self.runs.allowance)
+                result = self.runs.execute(plan, f"verify, round {number} of {rounds}: {variant.name}")
                 if result.val_bpb is None:
-                    self.session.check_machine()
+                    self.session.check_machine(result.crash_class)
                 self.record.add(variant, result)
         audit.clear(self.folder)
 
