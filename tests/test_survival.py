@@ -252,6 +252,8 @@ STAMPS = {
     ("setup.py", "tag_of"),  # the name of a new branch
     ("desk.py", "_wait"),  # until when it waits, for people; it waits by the other clock
     ("status.py", "show"),  # how long ago that was
+    ("witness.py", "begin"),  # the driver's samples of the GPU are stamped with it
+    ("witness.py", "_look_at_gpu"),
 }
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("time", "localtime"), ("time", "gmtime"), ("time", "ctime")}
 WALL_CLOCKS |= {("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today"), ("date", "today")}

@@ -93,11 +93,12 @@ class Witness:
         self.begin()
 
     def begin(self) -> None:
-        self._began, self._looks, self._looked = self._see(), [], time.time()
+        self._began, self._looks, self._looked = self._see(), [], time.monotonic()
+        self._samples_from = time.time()  # the driver stamps its samples with the time of day
 
     def look(self) -> None:
         """While the run lives, at any time."""
-        if self._gpu and time.time() - self._looked >= LOOK_EVERY:
+        if self._gpu and time.monotonic() - self._looked >= LOOK_EVERY:
             self._look_at_gpu(self._gpu)
 
     def disturbed(self) -> str:
@@ -116,7 +117,7 @@ class Witness:
         return ""
 
     def _look_at_gpu(self, gpu: Gpu) -> None:
-        use, self._looked = gpu.use(self._looked), time.time()
+        use, self._looked, self._samples_from = gpu.use(self._samples_from), time.monotonic(), time.time()
         table = processes() if use else {}
         self._looks.append(sum(share for pid, share in use.items() if pid in table and self._counts(table[pid], table)))
 
