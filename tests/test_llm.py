@@ -224,7 +224,7 @@ def test_three_experiments_by_a_model_with_what_it_said_and_took(lab: Path) -> N
     with model(lab / "train.py", [0.2, 0.25, 0.3]) as server:
         code, said = loop(lab, server, "--max", "3", "--no-ahead")
     assert code == 0, said
-    assert [row[3:] for row in rows(lab)][1:] == [("keep", "LR to 0.2"), ("keep", "LR to 0.25"), ("keep", "LR to 0.3")]
+    assert [row[3:] for row in rows(lab)][1:] == [("keep", "LR to 0.2"), ("keep", "LR to 0.25"), ("keep", "LR to 0.3 n=2")]
     last = journal(lab)[-1]
     assert (last["researcher"], last["category"], last["expected_gain"]) == ("llm", "optimizer", 0.02)
     assert (last["input_tokens"], last["output_tokens"], last["dollars"]) == (1000, 50, None)
