@@ -58,16 +58,8 @@ def row(rule: str, clone: Path, seconds: float, rounds: int) -> str:
     kept = sum(done["status"] == "keep" and not done["baseline"] for done in journal(clone))
     finding = verify(clone, rounds) or {}
     claimed = f"{finding['claimed']:+.4f}" if finding else "none"
-    cells = [
-        rule,
-        clone.name,
-        runs(clone),
-        kept,
-        claimed,
-        shown(finding.get("gain")),
-        shown(finding.get("vault")),
-        f"{seconds:.0f}",
-    ]
+    gains = (shown(finding, name) for name in ("gain", "vault"))
+    cells = (rule, clone.name, runs(clone), kept, claimed, *gains, f"{seconds:.0f}")
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
