@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from test_recover import die, killed
 from autoresearch import judge
 from autoresearch.experiment import runner
 from autoresearch.experiment.runner import RunPlan, seed_of
-from autoresearch.journal import Experiment, Journal
+from autoresearch.journal import CRASHED, SCORED, Experiment, Journal, RunResult
 
 SEEDS = [seed_of(1337, repeat) for repeat in range(4)]  # of the baseline
 OWN = [seed_of(seed_of(2, 1337), repeat) for repeat in range(4)]  # of experiment 2
@@ -56,6 +57,26 @@ def later_runs(lab: Path) -> list[dict[str, Any]]:
 
 def mean(noise: float, seeds: list[int], **literals: float) -> str:
     return f"{sum(scored(**literals, NOISE=noise, seed=seed) for seed in seeds) / len(seeds):.6f}"
+
+
+# -- what the journal holds ------------------------------------------------------------------------------------------
+
+
+def test_an_experiment_s_score_is_the_mean_of_its_runs_and_none_if_one_of_them_has_none() -> None:
+    told = {"n": 2, "session": "s", "stage": "running", "description": "d", "researcher": "r", "fingerprint": "f", "code_key": "k"}
+    fresh = Experiment.from_dict({**told, "parent": "p", "started": "now"})
+    assert fresh.val_bpb is None
+    twice = fresh.ran(RunResult(SCORED, val_bpb=1.0, seed=1)).ran(RunResult(SCORED, val_bpb=2.0, seed=2))
+    assert (twice.val_bpb, twice.scores, twice.result) == (1.5, (1.0, 2.0), twice.runs[1])
+    assert Experiment.from_json(json.dumps(asdict(twice)).encode()) == twice
+    assert twice.ran(RunResult(CRASHED)).val_bpb is None
+    assert twice.refuted(RunResult(CRASHED)).scores == (1.0,)
+
+
+def test_a_journal_from_before_there_were_repeats_is_read_as_one_run_each() -> None:
+    told = {"n": 2, "session": "s", "stage": "settled", "description": "d", "researcher": "r", "fingerprint": "f", "code_key": "k"}
+    old = Experiment.from_dict({**told, "parent": "p", "started": "then", "result": {"outcome": "scored", "val_bpb": 1.25}})
+    assert (old.val_bpb, len(old.counted)) == (1.25, 1)
 
 
 # -- which runs are repeated -----------------------------------------------------------------------------------------
