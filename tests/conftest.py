@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CLI_LIMIT = 120  # seconds; a command of these tests takes a few, so one that hangs fails its test and not the suite
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what the tests start would ignore it too
 
 CONSTANTS = '''\
 """What makes two scores comparable."""
