@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,14 @@ def cli(environment: Mapping[str, str], lab: Path) -> Cli:
         return run_cli(*arguments, cwd=cwd, env={**environment, **(env or {})})
 
     return call
+
+
+@pytest.fixture
+def call(lab: Path) -> Cli:
+    """As `cli`, in a fork of this process: for labs that are copies of `made`."""
+    from labs import forked
+
+    return partial(forked, lab)
 
 
 @pytest.fixture

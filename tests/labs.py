@@ -21,6 +21,7 @@ from conftest import ROOT, fewer_tokens, git, make_lab, toy, unboxed
 from autoresearch import cli as commands
 from autoresearch import hardware, session
 from autoresearch.experiment import referee, refereeing
+from autoresearch.experiment.witness import Witness
 from autoresearch.lab import data_fingerprint
 
 PATIENCE = 60.0  # seconds for an event that takes well under one
@@ -101,6 +102,28 @@ def dies(file: Path) -> None:
             return True
 
     wait_for(gone, "it lives")
+
+
+def in_a_fork(rigged: Callable[[], None], work: Callable[[], None], gpu: int | None = None) -> str:
+    """What a witness says of this work, "nothing" if it was not disturbed. In a fork, as a loop is beside the other programs: they
+    are no children of its."""
+    end, start = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            rigged()
+            ours = Witness(gpu)
+            ours.begin()
+            work()
+            os.write(start, ours.disturbed().encode() or b"nothing")
+        finally:
+            os._exit(0)
+    os.close(start)
+    with os.fdopen(end) as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    assert text
+    return text
 
 
 # -- commands in a fork of the test ---------------------------------------------------------------------------------

@@ -7,13 +7,12 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Cli, git, toy
-from labs import Background, Held, agent, copy_of, dies, forked, journal, rows, setting, wait_for
+from labs import Background, Held, agent, copy_of, dies, journal, rows, setting, wait_for
 
 from autoresearch.ahead import Ahead, merge_settings
 from autoresearch.desk import Desk
@@ -27,11 +26,6 @@ from autoresearch.researchers.team import Member, Team
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 def held_while(folder: Path, *moves: str, **literals: Any) -> tuple[Held, str]:

@@ -12,17 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, git, toy
-from labs import Background, Held, agent, copy_of, forked, picture, rows, setting, statuses, template, tip, wait_for, wrongs
+from labs import Background, Held, agent, copy_of, forked, picture, rows, setting, statuses, tip, wait_for, wrongs
 
 from autoresearch import cli as commands
 from autoresearch import ratchet
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

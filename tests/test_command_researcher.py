@@ -11,17 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli, git, toy
-from labs import Background, agent, copy_of, dies, journal, rows, setting, state, statuses, template, tip, wait_for
+from labs import Background, agent, copy_of, dies, journal, rows, setting, state, statuses, tip, wait_for
 
 from autoresearch.errors import Interrupted, WrongCall
 from autoresearch.experiment import sandbox
 from autoresearch.lab import Lab
 from autoresearch.researchers import Context, Options, Proposal, ResearcherFailed, command, make, process
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import math
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import Cli, toy
-from labs import Background, agent, copy_of, forked, rows, setting
+from labs import Background, agent, copy_of, rows, setting
 from model_server import Fault, model
 
 from autoresearch import desk
@@ -153,11 +152,6 @@ def test_a_proposal_that_came_to_nothing_is_booked_with_what_it_took(tmp_path: P
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 PRICES = "\n[tool.autoresearch]\ninput-price = 100.0\noutput-price = 100.0\n"

@@ -7,12 +7,11 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Cli, git, toy
-from labs import agent, copy_of, forked, journal, rows, setting, state, tip
+from labs import agent, copy_of, journal, rows, setting, state, tip
 
 from autoresearch.experiment import curve
 from autoresearch.experiment.crossing import slack
@@ -251,11 +250,6 @@ def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     (lab / "train.py").write_text(curvy())
     git(lab, "commit", "--quiet", "--message=a curve", "--", "train.py")
     return lab
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 BEHIND = setting("DEPTH", 5) + "; " + setting("GAP", 0.5)  # it would have been better

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,6 @@ from labs import agent, copy_of, forked, setting
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 LINES = ("Tried: a higher rate", "Hypothesis: the bowl is lower there", "Expected gain: 0.02", "Category: optimizer")

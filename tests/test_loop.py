@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,12 @@ from labs import (
     Held,
     agent,
     copy_of,
-    forked,
     journal,
     processes_of,
     rows,
     setting,
     state,
     statuses,
-    template,
     tip,
     wait_for,
     wrongs,
@@ -37,21 +34,10 @@ from autoresearch.experiment.runner import Progress
 from autoresearch.view import View
 
 
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
-
-
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     """On autoresearch/test, with the toy train.py that scores 1.08, and no baseline yet."""
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    """As `cli`, in a fork of this process."""
-    return partial(forked, lab)
 
 
 BETTER, WORSE, EQUAL = setting("LR", 0.2), setting("LR", 0.05), setting("LR", 0.5)

@@ -28,7 +28,6 @@ from labs import (
     processes_of,
     rows,
     setting,
-    template,
     wrongs,
 )
 
@@ -51,11 +50,6 @@ def as_told(row: Row) -> tuple[str, str, str]:
 def researcher(folder: Path, first: str = setting("LR", 0.2), then: str = setting("LR", 0.05)) -> str:
     """One move where the table has the baseline alone, another where it has more."""
     return agent(folder, f"case $(grep -c . results.tsv) in 2) {first} ;; *) {then} ;; esac")
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture
@@ -100,14 +94,15 @@ def finished(lab: Path, *arguments: str) -> str:
     return done.stderr
 
 
-def at(stage: str, when: str) -> Callable[[], None]:
-    """Die before or after a state of that stage is on disk: with the work done and not noted, or noted and not followed."""
+def at(stage: str, when: str, also: Callable[[Experiment], bool] = lambda _: True) -> Callable[[], None]:
+    """Die before or after a state of that stage, and of which `also` holds, is on disk: with the work done and not noted, or noted
+    and not followed."""
 
     def rig() -> None:
         save = Journal.save
 
         def rigged(self: Journal, experiment: Experiment, **changes: Any) -> Experiment:
-            hit = changes.get("stage", experiment.stage) == stage
+            hit = changes.get("stage", experiment.stage) == stage and also(experiment)
             if hit and when == "before":
                 die()
             saved = save(self, experiment, **changes)

@@ -7,14 +7,13 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Cli, git, scored, toy
 from labs import agent, copy_of, forked, journal, picture, rows, setting, state, tip
-from test_recover import die, killed
+from test_recover import at, die, killed
 
 from autoresearch import judge
 from autoresearch.experiment import runner
@@ -32,11 +31,6 @@ BETTER, WORSE = setting("LR", 0.2), setting("LR", 0.05)
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     """On autoresearch/test, with the toy train.py, and no baseline yet."""
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 def noisy(lab: Path, noise: float) -> None:
@@ -218,23 +212,8 @@ def test_a_proposal_that_was_made_ahead_is_still_there_after_repeats(lab: Path, 
 
 
 def at_state(stage: str, runs: int, when: str) -> Callable[[], None]:
-    """Die before or after this stage with so many runs is on disk."""
-
-    def rig() -> None:
-        save = Journal.save
-
-        def rigged(self: Journal, experiment: Experiment, **changes: Any) -> Experiment:
-            hit = changes.get("stage", experiment.stage) == stage and len(experiment.runs) == runs and experiment.n == 2
-            if hit and when == "before":
-                die()
-            saved = save(self, experiment, **changes)
-            if hit:
-                die()
-            return saved
-
-        Journal.save = rigged  # type: ignore[method-assign]
-
-    return rig
+    """Die before or after this stage of #2 with so many runs is on disk."""
+    return at(stage, when, lambda experiment: len(experiment.runs) == runs and experiment.n == 2)
 
 
 def in_the_incumbent_s_run() -> None:

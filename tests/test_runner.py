@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CONSTANTS, Cli, bpb, git, scored, subject, toy
-from labs import Background, Held, copy_of, dies, journal, processes_of, rows, state, statuses, template, tip
+from labs import Background, Held, copy_of, dies, journal, processes_of, rows, state, statuses, tip
 
 from autoresearch.errors import Interrupted, NotReady
 from autoresearch.experiment import runner
 from autoresearch.experiment.runner import Progress, RunPlan, execute
 from autoresearch.journal import RunResult
-
-
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
 
 
 @pytest.fixture

@@ -7,31 +7,20 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import Cli, bpb
-from labs import Background, Held, agent, copy_of, forked, picture, rows, setting, statuses, template
+from labs import Background, Held, agent, copy_of, picture, rows, setting, statuses
 
 from autoresearch import owner, processes, status
 from autoresearch.journal import Journal
 from autoresearch.lab import Lab
 
 
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
-
-
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 WORSE = setting("LR", 0.05)

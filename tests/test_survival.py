@@ -11,7 +11,6 @@ import signal
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, tzinfo
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from labs import (
     setting,
     state,
     statuses,
-    template,
     tip,
     wait_for,
     wrongs,
@@ -43,19 +41,9 @@ PROBE = hardware.probe
 BETTER, WORSE = setting("LR", 0.2), setting("LR", 0.05)
 
 
-@pytest.fixture(scope="module")
-def made(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return template(tmp_path_factory.mktemp("template"), prepared_cache)
-
-
 @pytest.fixture
 def lab(made: Path, environment: Mapping[str, str], tmp_path: Path) -> Path:
     return copy_of(made, tmp_path / "lab")
-
-
-@pytest.fixture
-def call(lab: Path) -> Cli:
-    return partial(forked, lab)
 
 
 def of_runs(lab: Path) -> list[int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import Cli, toy
-from labs import Held, agent, copy_of, forked, journal, rows, setting
+from labs import Held, agent, copy_of, forked, in_a_fork, journal, rows, setting
 
 from autoresearch.experiment import audit, witness
 from autoresearch.experiment.audit import Report
@@ -71,27 +71,6 @@ def only(*others: int) -> None:
     witness.SHORTEST, witness.LOAD = 0.0, 0.2 / (os.cpu_count() or 1)
 
 
-def in_a_fork(rigged: Callable[[], None], work: Callable[[], None]) -> str:
-    """What a witness says of this work. In a fork, as a loop is beside the other programs: they are no children of its."""
-    end, start = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            rigged()
-            ours = Witness()
-            ours.begin()
-            work()
-            os.write(start, ours.disturbed().encode() or b"nothing")
-        finally:
-            os._exit(0)
-    os.close(start)
-    with os.fdopen(end) as said:
-        text = said.read()
-    os.waitpid(child, 0)
-    assert text
-    return text
-
-
 def test_what_other_programs_use_is_seen(burner: Burner) -> None:
     assert "other processes took" in in_a_fork(lambda: only(burner.process.pid), burner.burn)
     assert in_a_fork(lambda: only(burner.process.pid), lambda: None) == "nothing"
@@ -147,10 +126,9 @@ def test_another_program_on_the_gpu_is_seen_and_the_runs_own_is_not(monkeypatch:
             return {pid or os.getpid(): share for pid, share in busy.items()}  # 0: the loop
 
     def said() -> str:
-        return in_a_fork(lambda: only(burner.process.pid), lambda: None)
+        return in_a_fork(lambda: only(burner.process.pid), lambda: None, gpu=3)
 
     monkeypatch.setattr(witness, "Gpu", Gpu)
-    monkeypatch.setitem(globals(), "Witness", partial(Witness, 3))
     busy = {burner.process.pid: 0.4}
     assert said() == "other processes took 40% of the GPU"
     busy = {burner.process.pid: 0.01, 0: 0.9, 4_000_000: 0.9}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from labs import in_a_fork
 
 from autoresearch.experiment import witness
-from autoresearch.experiment.witness import Witness
 
 pytestmark = pytest.mark.gpu
 
@@ -50,28 +49,12 @@ def other() -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def in_a_fork(during: Callable[[], None]) -> str:
-    """What a witness says whose loop is beside the other program, not above it. A run of some seconds counts."""
-    end, start = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            witness.SHORTEST = 1.0
-            ours = Witness(0)
-            ours.begin()
-            during()
-            os.write(start, ours.disturbed().encode() or b"nothing")
-        finally:
-            os._exit(0)
-    os.close(start)
-    with os.fdopen(end) as said:
-        text = said.read()
-    os.waitpid(child, 0)
-    return text
+def counts_short_runs() -> None:
+    witness.SHORTEST = 1.0
 
 
 def test_another_programs_work_on_the_gpu_is_seen(other: subprocess.Popen[str]) -> None:
-    assert in_a_fork(lambda: work(other)).endswith("of the GPU")
+    assert in_a_fork(counts_short_runs, lambda: work(other), gpu=0).endswith("of the GPU")
 
 
 def test_the_runs_own_work_is_not(other: subprocess.Popen[str]) -> None:
@@ -80,4 +63,4 @@ def test_the_runs_own_work_is_not(other: subprocess.Popen[str]) -> None:
         work(process)
         process.kill()
 
-    assert in_a_fork(own) == "nothing"
+    assert in_a_fork(counts_short_runs, own, gpu=0) == "nothing"
