@@ -42,6 +42,15 @@ def variant(text: str) -> Variant:
     return Variant(name, override(source, [each for each in settings.split(",") if each]))
 
 
+def dataset(named: str) -> str:
+    """DATASET of constants.py for what --data names."""
+    return named if named in ("fineweb-edu", "climbmix", "stdlib") else str(Path(named).resolve())
+
+
+def print_header(columns: str) -> None:
+    print(f"| {columns.replace(',', ' |')} |\n|{'---|' * (columns.count(',') + 1)}", flush=True)
+
+
 def lay_out(folder: Path, source: str, constants: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text(source)
@@ -99,10 +108,9 @@ def main() -> int:
     parser.add_argument("--constants", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--work", type=Path, default=Path("/tmp/autoresearch-training"))
     arguments = parser.parse_args()
-    data = arguments.data if arguments.data in ("fineweb-edu", "climbmix", "stdlib") else str(Path(arguments.data).resolve())
     try:
         wanted = [variant(text) for text in arguments.variants]
-        settings = [f"DATASET={data!r}", f"TIME_BUDGET={arguments.budget:g}", *arguments.constants]
+        settings = [f"DATASET={dataset(arguments.data)!r}", f"TIME_BUDGET={arguments.budget:g}", *arguments.constants]
         constants = override((ROOT / "constants.py").read_text(), settings)
     except (ValueError, OSError) as error:
         sys.exit(f"run.py: {error}")
@@ -114,7 +122,7 @@ def main() -> int:
     for each in wanted:
         lay_out(arguments.work / each.name, each.source, constants)
         waiting.put(each)
-    print(f"| {COLUMNS.replace(',', ' |')} |\n|{'---|' * (COLUMNS.count(',') + 1)}", flush=True)
+    print_header(COLUMNS)
 
     def work_on(gpu: str) -> None:
         while True:

@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from run import ROOT, lay_out, start, summary_of
+from run import ROOT, dataset, lay_out, print_header, start, summary_of
 
 from autoresearch import hardware, profiles
 from autoresearch.literals import override
@@ -75,19 +75,18 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.cards) - set(CARDS_MB):
         sys.exit(f"tiers.py: no tier {unknown}: take of {', '.join(map(str, CARDS_MB))}")
-    data = arguments.data if arguments.data in ("fineweb-edu", "climbmix", "stdlib") else str(Path(arguments.data).resolve())
     machine = dataclasses.replace(hardware.probe(), device="cuda")
     planned: list[tuple[int, str, Path]] = []
     for card in arguments.cards or CARDS_MB:
         profile = profiles.profile_for(dataclasses.replace(machine, vram_mb=CARDS_MB[card]))
-        settings = profile.constants | {"DATASET": data, "TIME_BUDGET": arguments.budget}
+        settings = profile.constants | {"DATASET": dataset(arguments.data), "TIME_BUDGET": arguments.budget}
         constants = override((ROOT / "constants.py").read_text(), [f"{name}={value!r}" for name, value in settings.items()])
         folder = arguments.work / str(card)
         lay_out(folder, source_for(card, profile.train), constants)
         if code := subprocess.run([sys.executable, "prepare.py"], cwd=folder).returncode:
             return code
         planned.append((card, profile.name, folder))
-    print(f"| {COLUMNS.replace(',', ' |')} |\n|{'---|' * (COLUMNS.count(',') + 1)}", flush=True)
+    print_header(COLUMNS)
     held: list[bool] = []
     runs = [threading.Thread(target=lambda plan=plan: held.append(measure(*plan))) for plan in planned]
     for run in runs:

@@ -31,13 +31,18 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
 
 def _tail(file: IO[bytes], size: int) -> bytes:
     """What stands behind the last newline."""
-    tail, at = b"", size
-    while at > 0 and b"\n" not in tail:
+    return _end(file, size, 1).rpartition(b"\n")[2]
+
+
+def _end(file: IO[bytes], size: int, newlines: int) -> bytes:
+    """So much of a file's end that it has at least so many newlines, or all of it; without reading what is before."""
+    data, at = b"", size
+    while at > 0 and data.count(b"\n") < newlines:
         step = min(at, BLOCK)
         at -= step
         file.seek(at)
-        tail = file.read(step) + tail
-    return tail[tail.rfind(b"\n") + 1 :]
+        data = file.read(step) + data
+    return data
 
 
 def read_lines(path: Path, make: Callable[[dict[str, Any]], Made]) -> list[Made]:
@@ -65,12 +70,7 @@ def newest_lines(path: Path, count: int, make: Callable[[dict[str, Any]], Made])
     """The same of the last lines alone, without reading those before them."""
     data = b""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        while at > 0 and data.count(b"\n") <= count:
-            step = min(at, BLOCK)
-            at -= step
-            file.seek(at)
-            data = file.read(step) + data
+        data = _end(file, file.seek(0, os.SEEK_END), count + 1)
     return _parsed(data.split(b"\n")[:-1][-count:], make)
 
 

@@ -10,9 +10,9 @@ Where a machine runs out of memory the kernel ends what is marked first: a run's
 import contextlib
 import ctypes
 import time
-from pathlib import Path
 
-PROC = Path("/proc")
+from autoresearch.processes import PROC
+
 EVERY = 0.05  # seconds between two looks, at most so often: one takes about a tenth of a millisecond
 MB = 2**20
 

@@ -14,12 +14,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from autoresearch.experiment.meter import Gpu
 from autoresearch.journal import TIMED_OUT, RunResult
+from autoresearch.processes import PROC
 
-PROC = Path("/proc")
 KERNEL_THREAD = 0x00200000  # in a process's flags
 SHORTEST = 5.0  # seconds; in less the start of any program is a large share
 LOAD = 0.1  # of the processors: a run on them makes a tenth fewer steps then
