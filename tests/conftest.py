@@ -21,7 +21,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CLI_LIMIT = 120  # seconds; a command of these tests takes a few, so one that hangs fails its test and not the suite
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what the tests start would ignore it too
+# Under nohup, or in the background of a script, what the tests start would ignore these too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONSTANTS = '''\
 """What makes two scores comparable."""

@@ -75,10 +75,16 @@ def test_a_researcher_that_is_killed_is_asked_again(lab: Path, tmp_path: Path, e
     options = ("loop", "--max", "1", "--researcher", agent(tmp_path, think, BETTER))
     loop = Background(lab, *options, env=environment, log=tmp_path / "log")
     wait_for(pid.exists, "it was never asked")
-    thinking = list(marked(f"AUTORESEARCH_RESEARCHER={lab}/"))
-    leashes = [each for each in thinking if b"leash.py" in Path(f"/proc/{each}/cmdline").read_bytes()]
-    programs = [each for each in thinking if str(tmp_path / "agent").encode() in Path(f"/proc/{each}/cmdline").read_bytes()]
-    (chosen,) = leashes if victim == "its leash" else [each for each in programs if each not in leashes]
+
+    def victims() -> list[int]:
+        thinking = list(marked(f"AUTORESEARCH_RESEARCHER={lab}/"))
+        commands = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in thinking}
+        leashes = [each for each in thinking if b"leash.py" in commands[each]]
+        programs = [each for each in thinking if str(tmp_path / "agent").encode() in commands[each]]
+        return leashes if victim == "its leash" else [each for each in programs if each not in leashes]
+
+    wait_for(lambda: len(victims()) == 1, "its `sleep` is still a fork of it")
+    (chosen,) = victims()
     os.kill(chosen, signal.SIGKILL)
     assert loop.end() == 0, loop.said()
     dies(pid)
