@@ -14,12 +14,15 @@ Weights are float32, arithmetic runs in the fastest type of the device. The weig
 so that one batched product serves every layer in the optimizer.
 """
 
+import contextlib
 import gc
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import reduce
+from importlib.util import find_spec
 
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # what is freed can be used for any size; before the import
 
@@ -57,7 +60,7 @@ X0_LAMBDA = 0.05  # weight of the first embedding in every block's input
 BACKOUT = 0.2  # weight with which the stream of the middle layer is taken out before the head
 
 # Batch
-TOTAL_BATCH = 2**18  # tokens of one optimizer step; a power of two
+TOTAL_BATCH = 2**17  # tokens of one optimizer step; a power of two
 DEVICE_BATCH = 64  # rows of one device step, halved until it fits; fixed
 
 # Optimizer; learning rates of AdamW are for a width of 768 and grow with 1 / sqrt(width)
@@ -85,15 +88,7 @@ WIDTH = NUM_HEADS * HEAD_DIM
 ADAM_EPS = 1e-10  # fixed
 LOSS_SCALE = 4096.0  # for float16 alone: keeps small gradients above its smallest number; fixed
 # Peak dense bf16 FLOP/s by a part of the GPU's name, from the makers' data sheets; MFU is told for these only.
-PEAK_FLOPS = {
-    "H200": 989.5e12,
-    "H100": 989.5e12,
-    "A100": 312e12,
-    "4090": 165e12,
-    "3090": 71e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
-}
+PEAK_FLOPS = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12, "4090": 165e12, "3090": 71e12, "L40S": 362e12, "B200": 2250e12}
 
 
 def check_shapes() -> None:
@@ -132,12 +127,6 @@ DEVICE, DTYPE = pick_device()
 
 def compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False) if COMPILE else function
-
-
-def fused(function: Callable) -> Callable:
-    """Compiled with products that may be Triton's own where that is faster: only those can take what follows in."""
-    options = {"max_autotune_gemm": True, "max_autotune_gemm_backends": "ATEN,TRITON", "triton.enable_persistent_tma_matmul": True}
-    return torch.compile(function, dynamic=False, options=options) if COMPILE and DEVICE.type == "cuda" else compiled(function)
 
 
 def synchronize() -> None:
@@ -190,6 +179,68 @@ def attend(q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# The MLP's products with what follows them. a: (rows, depth), b: (cols, depth), out and hidden: (rows, cols).
+# out = relu(a @ b^T)^2, or where such squares are given as `hidden`, (a @ b^T) times their derivative, 2 sqrt(hidden).
+
+
+@compiled
+def plain_product(a: Tensor, b: Tensor, hidden: Tensor | None = None) -> Tensor:
+    z = a @ b.t()
+    return F.relu(z).square() if hidden is None else z * (2 * hidden.sqrt())
+
+
+if DEVICE.type == "cuda" and find_spec("triton"):
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    @triton.jit
+    def product_kernel(
+        a, b, out, hidden, rows, cols, depth, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GRAD: tl.constexpr
+    ):
+        """Tiles of (BM, BN), one after the other; half a tile is written at a time, beside the next one's loads."""
+        across = tl.cdiv(cols, BN)
+        for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BM) * across, tl.num_programs(0), flatten=True):
+            row, col = tile // across * BM, tile % across * BN
+            z = tl.zeros((BM, BN), tl.float32)
+            for at in range(0, depth, BK):
+                z = tl.dot(a.load([row, at]), b.load([col, at]).T, z)
+            left, right = z.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
+            if GRAD:
+                left *= 2 * tl.sqrt(hidden.load([row, col]).to(tl.float32))
+                out.store([row, col], left.to(tl.bfloat16))
+                right *= 2 * tl.sqrt(hidden.load([row, col + BN // 2]).to(tl.float32))
+            else:
+                left, right = tl.maximum(left, 0.0), tl.maximum(right, 0.0)
+                out.store([row, col], (left * left).to(tl.bfloat16))
+                right *= right
+            out.store([row, col + BN // 2], right.to(tl.bfloat16))
+
+
+def fused_product(a: Tensor, b: Tensor, hidden: Tensor | None = None) -> Tensor:
+    b, out = b.contiguous(), a.new_empty(len(a), len(b))
+    tile = TensorDescriptor.from_tensor
+    tiles = tile(a, [128, 64]), tile(b, [256, 64]), tile(out, [128, 128]), tile(out if hidden is None else hidden, [128, 128])
+    programs = torch.cuda.get_device_properties(a.device).multi_processor_count
+    sizes = len(a), len(b), a.size(1)
+    product_kernel[(programs,)](*tiles, *sizes, 128, 256, 64, hidden is not None, num_warps=8, num_stages=3)
+    return out
+
+
+def pick_product() -> Callable:
+    """The fused one where it really runs: it wants Hopper's copies and 200 kB of shared memory. Else each takes a pass more."""
+    if DEVICE.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0) and DTYPE == torch.bfloat16 and WIDTH % 8 == 0:
+        with contextlib.suppress(Exception):
+            x = torch.full((256, 256), 1 / 16, device=DEVICE, dtype=DTYPE)
+            if (fused_product(x, x) == 1).all() and (fused_product(x, x, x) == 0.5).all():
+                return fused_product
+    return plain_product
+
+
+product = pick_product()
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Model
 
 
@@ -198,9 +249,44 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of (B, T, H, D): channel i turns together with channel i + D/2."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+    """Rotary positions of (..., D): channel i turns together with channel i + D/2; the second half of `sin` is negative."""
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Normed and turned, and what it was multiplied with for that."""
+    size = (x.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    return rotate(x * size, cos, sin).to(DTYPE), size
+
+
+@compiled
+def turn(qk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    return *turned(qk[:, :, 0], cos, sin), *turned(qk[:, :, 1], cos, sin)
+
+
+@compiled
+def turn_grad(
+    grad_q: Tensor, grad_k: Tensor, q: Tensor, k: Tensor, q_size: Tensor, k_size: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    grad, out, size = torch.stack([grad_q, grad_k], 2), torch.stack([q, k], 2), torch.stack([q_size, k_size], 2)
+    along = (grad.float() * out).mean(-1, keepdim=True)
+    cos, sin = cos[:, :, None], -sin[:, :, None]
+    return ((rotate(grad, cos, sin) - along * rotate(out, cos, sin)) * size).to(DTYPE)
+
+
+class Turn(torch.autograd.Function):
+    """Queries and keys of one product (B, T, 2, H, D), normed and turned by their positions. Its backward is written out: as a turn
+    changes no length, the norm's derivative can be told from what the attention keeps anyway."""
+
+    @staticmethod
+    def forward(ctx, qk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        q, q_size, k, k_size = turn(qk, cos, sin)
+        ctx.save_for_backward(q, k, q_size, k_size, cos, sin)
+        return q, k
+
+    @staticmethod
+    def backward(ctx, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, None, None]:
+        return turn_grad(grad_q, grad_k, *ctx.saved_tensors), None, None
 
 
 @compiled
@@ -212,61 +298,49 @@ def stem(tokens: Tensor, embed: Tensor, smear: Tensor, smear_gate: Tensor) -> Te
 
 
 @compiled
-def attention_half(
-    x: Tensor,
-    first: Tensor,
-    mix: tuple[Tensor, Tensor],
-    weights: tuple[Tensor, ...],
-    value: tuple[Tensor, ...],
-    turn: tuple[Tensor, Tensor],
-    reach: int,
-) -> tuple[Tensor, Tensor]:
-    """The stream x (B, T, WIDTH) after a layer's attention, and its norm. `value`: tokens, embeddings and gates, or nothing."""
-    qk_weight, value_weight, out_weight = weights
-    B, T, _ = x.shape
-    x = mix[0] * x + mix[1] * first
+def project(
+    stream: tuple[Tensor, ...], first: Tensor, mix: tuple[Tensor, Tensor], qk_weight: Tensor, value_weight: Tensor, value: tuple
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's input from the stream's parts and the first embedding, (B, T, WIDTH) each; from its norm queries and keys
+    (B, T, 2, H, D) and values (B, T, H, D). `value`: tokens, embeddings and gates, or nothing."""
+    B, T, _ = first.shape
+    x = mix[0] * reduce(torch.add, stream) + mix[1] * first
     y = norm(x)
     v = F.linear(y, value_weight).view(B, T, NUM_HEADS, HEAD_DIM)
     if value:
         tokens, embeds, gates = value
         gate = 2 * torch.sigmoid(F.linear(y[..., :GATE_CHANNELS], gates))
         v = v + gate[..., None] * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
-    q, k = norm(rotate(F.linear(y, qk_weight).view(B, T, 2 * NUM_HEADS, HEAD_DIM), *turn)).chunk(2, dim=2)
-    x = x + F.linear(attend(q, k, v, reach).reshape(B, T, WIDTH), out_weight)
-    return x, norm(x)
-
-
-@fused
-def squared_relu(x: Tensor, weight: Tensor) -> Tensor:
-    return F.relu(x @ weight.t()).square()
-
-
-@fused
-def squared_relu_grad(grad: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
-    """The derivative of relu(z)^2 is 2 relu(z), and relu(z) is the root of what was kept."""
-    return (grad @ weight) * (2 * hidden.sqrt())
-
-
-class MLP(torch.autograd.Function):
-    """x + relu(y @ mlp_in^T)^2 @ mlp_out^T on (tokens, WIDTH). Its backward is written out: so one large tensor is kept in place of
-    two, and products take in what follows them (on an H100 2% more tokens a second and a fifth less memory)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
-        hidden = squared_relu(y, mlp_in)
-        ctx.save_for_backward(y, mlp_in, mlp_out, hidden)
-        return torch.addmm(x, hidden, mlp_out.t())
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y, mlp_in, mlp_out, hidden = ctx.saved_tensors
-        inner = squared_relu_grad(grad, mlp_out, hidden)
-        return grad, inner @ mlp_in, inner.t() @ y, grad.t() @ hidden
+    return x, F.linear(y, qk_weight).view(B, T, 2, NUM_HEADS, HEAD_DIM), v
 
 
 @compiled
-def unembed(x: Tensor, middle: Tensor, backout: Tensor, head: Tensor) -> Tensor:
-    return F.linear(norm(x - backout * middle) / SOFTCAP, head.to(DTYPE))
+def join(x: Tensor, attended: Tensor, out_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The stream after a block's attention, and its norm."""
+    x = x + F.linear(attended.flatten(2), out_weight)
+    return x, norm(x)
+
+
+class MLP(torch.autograd.Function):
+    """relu(y @ mlp_in^T)^2 @ mlp_out^T on (tokens, WIDTH). Its backward is written out: so one large tensor is kept in place of
+    two, and products take in what follows them (on an H100 2% more tokens a second and a fifth less memory)."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, mlp_in: Tensor, mlp_out: Tensor) -> Tensor:
+        hidden = product(y, mlp_in)
+        ctx.save_for_backward(y, mlp_in, mlp_out, hidden)
+        return hidden @ mlp_out.t()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, mlp_in, mlp_out, hidden = ctx.saved_tensors
+        inner = product(grad, mlp_out.t(), hidden)
+        return inner @ mlp_in, inner.t() @ y, grad.t() @ hidden
+
+
+@compiled
+def unembed(stream: tuple[Tensor, ...], middle: Tensor, backout: Tensor, head: Tensor) -> Tensor:
+    return F.linear(norm(reduce(torch.add, stream) - backout * middle) / SOFTCAP, head.to(DTYPE))
 
 
 class GPT(nn.Module):
@@ -296,8 +370,8 @@ class GPT(nn.Module):
 
         frequency = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
         angle = torch.outer(torch.arange(MAX_SEQ_LEN).float(), frequency)[None, :, None, :]
-        self.register_buffer("cos", angle.cos().to(DTYPE), persistent=False)
-        self.register_buffer("sin", angle.sin().to(DTYPE), persistent=False)
+        self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], -1), persistent=False)
+        self.register_buffer("sin", torch.cat([angle.sin(), -angle.sin()], -1), persistent=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -318,21 +392,25 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         T = tokens.size(1)
-        turn = self.cos[:, :T], self.sin[:, :T]
-        attention, mlp_in, mlp_out = (bank.to(DTYPE).unbind() for bank in (self.attention, self.mlp_in, self.mlp_out))
+        turns = self.cos[:, :T], self.sin[:, :T]
+        attention = self.attention.to(DTYPE)
+        qk, value, out = attention[:, :2].flatten(1, 2).unbind(), attention[:, 2].unbind(), attention[:, 3].unbind()
+        mlp_in, mlp_out = self.mlp_in.to(DTYPE).unbind(), self.mlp_out.to(DTYPE).unbind()
         residual, first_weight = self.residual.unbind(), self.first.unbind()
         tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
         values = {layer: (tokens, *table) for layer, table in zip(self.value_layers, tables, strict=True)}
 
-        x = first = middle = stem(tokens, self.embed, self.smear, self.smear_gate)
+        first = middle = stem(tokens, self.embed, self.smear, self.smear_gate)
+        stream = (first,)
         for i in range(DEPTH):
-            weights = attention[i][:2].flatten(0, 1), attention[i][2], attention[i][3]
             mix = residual[i], first_weight[i]
-            x, y = attention_half(x, first, mix, weights, values.get(i, ()), turn, self.reach[i])
-            x = MLP.apply(x.flatten(0, 1), y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)
+            x, heads, v = project(stream, first, mix, qk[i], value[i], values.get(i, ()))
+            q, k = Turn.apply(heads, *turns)
+            x, y = join(x, attend(q, k, v, self.reach[i]), out[i])
+            stream = x, MLP.apply(y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)  # added up where they are read
             if i == DEPTH // 2:
                 middle = x
-        return unembed(x, middle, self.backout, self.head)
+        return unembed(stream, middle, self.backout, self.head)
 
     def flops_per_token(self) -> float:
         """Forward and backward: 6 for each weight of a product, 12 D for each pair of a query and a key it may see."""
@@ -342,8 +420,8 @@ class GPT(nn.Module):
 
 @compiled
 def softcap(logits: Tensor) -> Tensor:
-    """The model's raw logits come divided by SOFTCAP already: cheaper there than on V columns."""
-    return SOFTCAP * torch.tanh(logits.float())
+    """SOFTCAP * tanh(logits), by a faster function. The model's logits come divided by SOFTCAP: cheaper there than on V columns."""
+    return SOFTCAP * (2 * torch.sigmoid(2 * logits.float()) - 1)
 
 
 @compiled
@@ -391,7 +469,8 @@ def orthogonalize(g: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
 
 
@@ -604,7 +683,7 @@ def train(run: prepare.Run, trainer: Trainer, rows) -> int:
         elapsed = run.elapsed()
         per_step = elapsed / step
         done = elapsed + (1 + lag) * per_step > run.budget
-        if done or elapsed - shown > 0.2:
+        if done or (step > lag and elapsed - shown > 0.2):
             shown = elapsed
             mean = smooth / (1 - 0.9 ** max(1, step - lag))
             show_progress(step, elapsed, run.budget, mean, trainer.model)
@@ -640,6 +719,7 @@ def main() -> None:
     params = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"device: {DEVICE.type} {str(DTYPE).removeprefix('torch.')} | attention: {ATTENTION_KERNEL} | "
+        f"MLP: {'fused' if product is fused_product else 'plain'} | "
         f"{params / 1e6:.1f}M parameters | {trainer.device_rows} rows x {trainer.accumulation} | "
         f"ready in {time.monotonic() - began:.1f}s",
         flush=True,
@@ -659,6 +739,8 @@ def main() -> None:
         depth=DEPTH,
         mfu=mfu_percent(tokens / run.elapsed(), trainer.model) if steps else None,
     )
+    sys.stdout.flush()
+    os._exit(0)  # what Python and CUDA would tidy up takes seconds
 
 
 if __name__ == "__main__":

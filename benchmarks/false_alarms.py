@@ -47,8 +47,8 @@ def evaluated_in(rows: int) -> tuple[Edit, Edit]:
 def mlp_with(activation: str) -> tuple[Edit]:
     return (
         (
-            "x = MLP.apply(x.flatten(0, 1), y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)",
-            f"x = x + F.linear({activation}(F.linear(y, mlp_in[i])), mlp_out[i])",
+            "MLP.apply(y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)",
+            f"F.linear({activation}(F.linear(y, mlp_in[i])), mlp_out[i])",
         ),
     )
 
@@ -57,7 +57,7 @@ def numbers_of(dtype: str) -> Edit:
     return ("DEVICE, DTYPE = pick_device()", f"DEVICE, DTYPE = pick_device()[0], torch.{dtype}")
 
 
-QUERIES_AND_KEYS = "norm(rotate(F.linear(y, qk_weight).view(B, T, 2 * NUM_HEADS, HEAD_DIM), *turn))"
+QUERIES_AND_KEYS = "q, k = Turn.apply(heads, *turns)"
 FIRST_EMBEDDING = "return x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]"
 BACKWARD = "loss = loss_of(self.forward(inputs), targets)"
 
@@ -67,12 +67,12 @@ EDITS: dict[str, tuple[Edit, ...]] = {
     "SiLU in the MLP": mlp_with("F.silu"),
     "ReLU in the MLP": mlp_with("F.relu"),
     "layer norm": (("return F.rms_norm(x, (x.size(-1),))", "return F.layer_norm(x, (x.size(-1),))"),),
-    "no rotary positions": ((QUERIES_AND_KEYS, QUERIES_AND_KEYS.replace("rotate(", "").replace(", *turn)", "")),),
-    "no QK-norm": ((QUERIES_AND_KEYS, QUERIES_AND_KEYS.removeprefix("norm(").removesuffix(")")),),
-    "no soft cap": (("return SOFTCAP * torch.tanh(logits.float())", "return SOFTCAP * logits.float()"),),
+    "no rotary positions": ((QUERIES_AND_KEYS, "q, k = norm(heads).unbind(2)"),),
+    "no QK-norm": ((QUERIES_AND_KEYS, "q, k = (rotate(part, *turns).to(DTYPE) for part in heads.unbind(2))"),),
+    "no soft cap": (("return SOFTCAP * (2 * torch.sigmoid(2 * logits.float()) - 1)", "return SOFTCAP * logits.float()"),),
     "parallel MLP": (
-        ("x, y = attention_half(", "before = norm(x)\n            x, y = attention_half("),
-        ("MLP.apply(x.flatten(0, 1), y.flatten(0, 1),", "MLP.apply(x.flatten(0, 1), before.flatten(0, 1),"),
+        ("x, heads, v = project(", "before = norm(reduce(torch.add, stream))\n            x, heads, v = project("),
+        ("MLP.apply(y.flatten(0, 1),", "MLP.apply(before.flatten(0, 1),"),
     ),
     "the token before mixed in": ((FIRST_EMBEDDING, FIRST_EMBEDDING.replace("gate", "(0.3 + gate)")),),
     "running mean of what came before": (
@@ -83,7 +83,7 @@ EDITS: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "tied head": (
-        ("unembed(x, middle, self.backout, self.head)", "unembed(x, middle, self.backout, self.embed / WIDTH**0.5)"),
+        ("unembed(stream, middle, self.backout, self.head)", "unembed(stream, middle, self.backout, self.embed / WIDTH**0.5)"),
         (BACKWARD, f"{BACKWARD} + 0 * self.model.head.sum()"),
     ),
     "SGD for the matrices": (("p.sub_(lr * (update + shrink * p))", "p.sub_(lr * (g + shrink * p))"),),

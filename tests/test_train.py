@@ -123,13 +123,28 @@ def test_attention_in_blocks_is_that_of_a_dense_mask(train: ModuleType, length: 
 
 
 def test_the_mlp_and_its_own_backward_are_those_of_autograd(train: ModuleType) -> None:
-    x, y, mlp_in, mlp_out = (torch.randn(size, requires_grad=True) for size in ((40, 8), (40, 8), (32, 8), (8, 32)))
-    inputs, weight = (x, y, mlp_in, mlp_out), torch.randn(40, 8)
-    wanted = x + F.relu(y @ mlp_in.t()).square() @ mlp_out.t()
+    y, mlp_in, mlp_out = inputs = tuple(torch.randn(size, requires_grad=True) for size in ((40, 8), (32, 8), (8, 32)))
+    weight = torch.randn(40, 8)
+    wanted = F.relu(y @ mlp_in.t()).square() @ mlp_out.t()
     found = train.MLP.apply(*inputs)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     wanted_gradients = torch.autograd.grad((wanted * weight).sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), inputs), wanted_gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_queries_and_keys_are_normed_and_turned_and_their_own_backward_is_that_of_autograd(train: ModuleType) -> None:
+    model, D = train.GPT(), train.HEAD_DIM
+    qk = torch.randn(2, T, 2, train.NUM_HEADS, D, requires_grad=True)
+    angle = torch.outer(torch.arange(T).float(), train.ROPE_BASE ** -(torch.arange(0, D, 2) / D))
+    turns = torch.polar(torch.ones_like(angle), -angle)[:, None, None]  # the second half of the channels is the imaginary part
+    turned = torch.complex(*qk.chunk(2, dim=-1)) * turns
+    wanted = F.rms_norm(torch.cat([turned.real, turned.imag], -1), (D,), eps=1e-6)
+    found = torch.stack(train.Turn.apply(qk, model.cos, model.sin), 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    weight = torch.randn_like(wanted)
+    (wanted_gradient,) = torch.autograd.grad((wanted * weight).sum(), qk)
+    (found_gradient,) = torch.autograd.grad((found * weight).sum(), qk)
+    torch.testing.assert_close(found_gradient, wanted_gradient, rtol=0, atol=1e-4)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_bent_logits(train: ModuleType) -> None:

@@ -36,8 +36,8 @@ _CONSTANT_ROWS: dict[str, tuple[int | str, ...]] = {
 }
 _SIZES = ["DEPTH", "NUM_HEADS", "HEAD_DIM", "TOTAL_BATCH", "DEVICE_BATCH", "WINDOW_PATTERN", "SHORT_WINDOW", "COMPILE"]
 _SIZE_ROWS: dict[str, tuple[int | str, ...]] = {
-    "gpu-70gb": (9,  5,           128,        2**18,         64,             "SSSSL",          512,            True),
-    "gpu-36gb": (9,  5,           128,        2**18,         64,             "SSSSL",          512,            True),
+    "gpu-70gb": (9,  5,           128,        2**17,         64,             "SSSSL",          512,            True),
+    "gpu-36gb": (9,  5,           128,        2**17,         64,             "SSSSL",          512,            True),
     "gpu-15gb": (8,  4,           128,        2**16,         64,             "SSSL",           256,            True),
     "gpu-5gb":  (6,  4,           64,         2**15,         64,             "SSL",            128,            True),
     "mps":      (4,  4,           32,         2**12,         16,             "SSSL",           128,            False),
