@@ -140,6 +140,8 @@ def test_without_a_table_it_is_search(tmp_path: Path) -> None:
         ("turns = true", "turns = True must be a whole number above 0"),
         ("key-variable = 'a b'", "key-variable = 'a b' must be a variable's name"),
         ("variables = 'X'", "variables = 'X' must be a list of texts"),
+        ("files = ['/tmp/key']", "files = ['/tmp/key'] must be a list of paths from your home folder on, like '.netrc'"),
+        ("files = ['../key']", "files = ['../key'] must be a list of paths from your home folder on, like '.netrc'"),
         ("claude = {modle = 'x'}", "there is no setting 'claude.modle'"),
         ("researcher = 3", "there is no setting 'researcher'"),
     ],

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from autoresearch import judge
@@ -24,11 +25,12 @@ from autoresearch.researchers import KNOWN, Options, choose
 from autoresearch.researchers.team import Team
 
 FILE = "pyproject.toml"
-TEXT, POSITIVE, COUNT, TEXTS, VARIABLE = (
+TEXT, POSITIVE, COUNT, TEXTS, HOME_FILES, VARIABLE = (
     "a text",
     "a number above 0",
     "a whole number above 0",
     "a list of texts",
+    "a list of paths from your home folder on, like '.netrc'",
     "a variable's name",
 )
 # Keys of the table: the field of Options and what it must be.
@@ -42,7 +44,7 @@ KEYS = {
     "input-price": ("input_price", POSITIVE),
     "output-price": ("output_price", POSITIVE),
     "variables": ("variables", TEXTS),
-    "files": ("files", TEXTS),
+    "files": ("files", HOME_FILES),
 }
 NAMES = (*KNOWN, "acp", "command")
 # Of the loop and the judge, for the whole table: what each may be.
@@ -80,12 +82,14 @@ def _check(lab: Lab, shown: str, key: str, value: Any) -> None:
         raise NotReady(f"{where}there is no setting '{shown}': known are {known}")
     wanted = KEYS[key][1]
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
     good = {
         TEXT: isinstance(value, str),
         VARIABLE: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z_]\w*", value)),
         POSITIVE: number and 0 < value < float("inf"),
         COUNT: number and isinstance(value, int) and value > 0,
-        TEXTS: isinstance(value, list) and all(isinstance(each, str) for each in value),
+        TEXTS: texts,
+        HOME_FILES: texts and not any(PurePath(each).is_absolute() or ".." in PurePath(each).parts for each in value),
     }
     if not good[wanted]:
         raise NotReady(f"{where}{shown} = {value!r} must be {wanted}")
