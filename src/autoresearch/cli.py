@@ -298,7 +298,7 @@ def _told(rule: "Rule", session: "Session") -> str:
 
 def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
     """'5 experiments and the baseline, about 44 s each: done in about 5 minutes'."""
-    seconds = [done.result.wall_seconds for done in session.history() if done.result and done.result.val_bpb]
+    seconds = [done.wall_seconds for done in session.history() if done.val_bpb]
     budget = float(session.constants["TIME_BUDGET"])
     each = sorted(seconds)[len(seconds) // 2] if seconds else budget + BEYOND_BUDGET[session.machine.device]
     runs = limit + (rule.noise_runs if session.incumbent() is None else 0)
@@ -352,7 +352,7 @@ def command_history(arguments: argparse.Namespace) -> int:
     from autoresearch import history
     from autoresearch.journal import Journal
 
-    found = history.search(Journal(lab_here()).settled(), arguments.search)
+    found = history.search(Journal(lab_here()).wholes(), arguments.search)
     print(history.as_json(found) if arguments.json else history.as_text(found))
     return 0
 
