@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from sys import intern
-from typing import Any
+from typing import Any, cast
 
 from autoresearch import owner
 from autoresearch.errors import NotReady
@@ -136,11 +136,6 @@ class Experiment:
         return self.result.crash_class if self.result else ""
 
     @property
-    def wall_seconds(self) -> float:
-        """Of its last run."""
-        return self.result.wall_seconds if self.result else 0.0
-
-    @property
     def verdict(self) -> str:
         """What the judge found: an outcome of standing.Judgement."""
         return str((self.judgement or {}).get("outcome", ""))
@@ -186,24 +181,32 @@ def result_from(data: dict[str, Any]) -> RunResult:
     return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
-class Past(Experiment):
-    """A settled experiment as the journal holds it: what is asked of thousands at a time is in memory, and the rest is read from
-    its line in experiments.jsonl when it is asked for, 40 us each time. Whoever needs that of many reads `Journal.wholes`."""
+class Past:
+    """A settled experiment as the journal holds it, in place of an Experiment: what is asked of thousands at a time is in memory,
+    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all."""
 
     WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
-    REMEMBERED = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb", "scores", "wall_seconds")
-    __slots__ = ("_at", "_path", "crash_class", "scores", "val_bpb", "verdict", "wall_seconds")
+    VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
+    __slots__ = (*WORDS, *VALUES, "_at", "_path", "_scores")
 
     def __init__(self, done: Experiment, path: Path, at: int) -> None:
-        for name in (*self.WORDS, *self.REMEMBERED):
+        for name in self.WORDS:
             value = getattr(done, name)
-            object.__setattr__(self, name, intern(value) if name in self.WORDS and isinstance(value, str) else value)
-        object.__setattr__(self, "_path", path)
-        object.__setattr__(self, "_at", at)
+            setattr(self, name, intern(value) if isinstance(value, str) else value)
+        for name in self.VALUES:
+            setattr(self, name, getattr(done, name))
+        self._at, self._path = at, path
+        self._scores = done.scores if len(done.runs) > 1 else None
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not in memory."""
         return getattr(self.whole, name)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        if self._scores is not None:
+            return self._scores
+        return () if self.val_bpb is None else (self.val_bpb,)
 
     @property
     def whole(self) -> Experiment:
@@ -346,9 +349,9 @@ class Journal:
     def _lines(self) -> Path:
         return self.root / "experiments.jsonl"
 
-    def _past(self, done: Experiment, at: int) -> Past:
+    def _past(self, done: Experiment, at: int) -> Experiment:
         note_values(self._values.setdefault(done.fingerprint, {}), done)
-        return Past(done, self._lines, at)
+        return cast(Experiment, Past(done, self._lines, at))
 
     def wholes(self) -> Iterator[Experiment]:
         """The same with all that is known of each, read one by one."""
@@ -359,9 +362,9 @@ class Journal:
         self.settled()
         return self._values.get(fingerprint, {})
 
-    def numbers(self) -> dict[str, int]:
-        """Each settled experiment's number by its commit as results.tsv has it."""
-        return {(done.commit or "")[:7]: done.n for done in self.settled()}
+    def numbers(self, tag: str | None = None) -> dict[str, int]:
+        """Each settled experiment's number by its commit as results.tsv has it; of one session or of all."""
+        return {(done.commit or "")[:7]: done.n for done in self.settled() if tag in (None, done.session)}
 
     def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
         """The experiment's last step. May be repeated."""

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 Made = TypeVar("Made")
 
-BATCH = 500  # lines that are parsed at once: twice as fast, and their names are one object each and not one for each line
+BATCH = 100  # lines that are parsed at once: twice as fast, and their names are one object each and not one for each line
 BLOCK = 2**16  # bytes that are read at a time from a file's end
 
 
