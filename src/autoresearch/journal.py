@@ -244,6 +244,7 @@ class SessionRecord:
 class Journal:
     def __init__(self, lab: Lab) -> None:
         self.root = lab.journal
+        self._lines = self.root / "experiments.jsonl"
         self._settled: list[Experiment] | None = None
         self._values: dict[str, dict[str, Any]] = {}
         self._repeats: dict[int, list[RunResult]] | None = None
@@ -344,10 +345,6 @@ class Journal:
             # One whose line was cut, if of its newline alone, is written again by `unfinished`.
             self._settled = read_placed_lines(self._lines, lambda data, at: self._past(Experiment.from_dict(data), at))
         return self._settled
-
-    @property
-    def _lines(self) -> Path:
-        return self.root / "experiments.jsonl"
 
     def _past(self, done: Experiment, at: int) -> Experiment:
         note_values(self._values.setdefault(done.fingerprint, {}), done)
