@@ -7,7 +7,8 @@ and one of the bill for each experiment. Each size is measured in processes of t
 
 start: from the start of Python to the first question to a researcher. brief: its text. record: all of one experiment but its
 run: check, number, folder, commit, judgement, row, settling. report: the end of a session, with the snapshot that is kept in git.
-Exits with 1 if these four take over a second together at the largest size.
+Exits with 1 if these four take over a second together at the largest size, or if the peak of memory grows from the smallest size
+to the largest by more than 2,000 bytes an experiment.
 """
 
 import argparse
@@ -29,6 +30,7 @@ for place in ("benchmarks", "tests", "src"):
 
 REPEATS = 3
 LIMIT = 1.0  # seconds
+BYTES = 2000  # of memory for an experiment more: an index of what was tried, the bill, and in a report its row
 PARTS = ("start", "brief", "record", "report")
 
 
@@ -130,8 +132,8 @@ def measured(lab: Path, environment: dict[str, str]) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def row(size: int, folder: Path, empty: Path, environment: dict[str, str], fingerprint: str) -> float:
-    """Measure one size and print its line. Returns the seconds of all parts together."""
+def row(size: int, folder: Path, empty: Path, environment: dict[str, str], fingerprint: str) -> tuple[float, float]:
+    """Measure one size and print its line. Returns the seconds of all parts together, and the peak of memory in MB."""
     from labs import copy_of
 
     lab = copy_of(empty, folder / f"lab-{size}")
@@ -141,7 +143,7 @@ def row(size: int, folder: Path, empty: Path, environment: dict[str, str], finge
     together = sum(middle[name] for name in PARTS)
     cells = [f"{middle[name]:.3f}" for name in PARTS]
     print(f"| {size:,} | {' | '.join(cells)} | {together:.3f} | {middle['memory']:.0f} |", flush=True)
-    return together
+    return together, middle["memory"]
 
 
 def main() -> int:
@@ -168,8 +170,12 @@ def main() -> int:
             + " | ".join(f"{part} s" for part in PARTS)
             + " | together s | peak MB |\n|---|---|---|---|---|---|---|"
         )
-        together = [row(size, folder, empty, environment, fingerprint) for size in arguments.sizes]
-    return 0 if together[-1] < LIMIT else 1
+        sizes = sorted(arguments.sizes)
+        rows = [row(size, folder, empty, environment, fingerprint) for size in sizes]
+    (_, least), (together, most) = rows[0], rows[-1]
+    each = (most - least) * 2**20 / (sizes[-1] - sizes[0] or 1)
+    print(f"memory: {each:,.0f} bytes for an experiment more, at most {BYTES:,}; together at most {LIMIT:g} s")
+    return 0 if together < LIMIT and each < BYTES else 1
 
 
 if __name__ == "__main__":

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli, git, make_lab, scored
 from labs import agent, copy_of, forked, setting
+
+from autoresearch.errors import NotReady
+from autoresearch.journal import SEVERAL, Experiment, Journal, RunResult
+from autoresearch.lab import Lab
 
 
 @pytest.fixture
@@ -85,3 +92,61 @@ def test_constants_that_come_to_the_same_are_the_same_experiment(lab: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert "this very code was tried before" in done.stderr
     assert git(lab, "log", "--format=%s", "-1").endswith("LR 0.2")
+
+
+# -- what the journal holds ------------------------------------------------------------------------------------------
+
+
+def past(n: int, **changes: Any) -> Experiment:
+    result = RunResult("scored", 0.9 + n / 1e6, wall_seconds=2.0)
+    done = Experiment(n, "night", "settled", f"idea {n} " * 30, "claude", "f", f"{n:016x}", "p", "2026", f"{n:040x}", result=result)
+    return replace(done, literals={f"SETTING_{i}": n + i / 100 for i in range(20)}, status="discard", **changes)
+
+
+def journal_of(folder: Path, *made: Experiment) -> Journal:
+    (folder / ".autoresearch").mkdir(exist_ok=True)
+    lines = "".join(json.dumps(asdict(done)) + "\n" for done in made)
+    (folder / ".autoresearch" / "experiments.jsonl").write_text(lines)
+    return Journal(Lab(folder))
+
+
+def test_all_of_a_settled_experiment_can_be_had_although_little_of_it_is_in_memory(tmp_path: Path) -> None:
+    two = (RunResult("scored", 0.7, seed=1), RunResult("scored", 0.8, seed=2, disturbed="others"))
+    crash = RunResult("crash", crash_class="oom")
+    made = [past(1), past(2, runs=two, judgement={"outcome": "better"}), replace(past(3), result=crash, status="crash")]
+    journal = journal_of(tmp_path, *made)
+    journal.settle(past(4, details={"step": ["DEPTH", 1]}))
+    made.append(replace(past(4), details={"step": ["DEPTH", 1]}))
+    names = [each.name for each in fields(Experiment)] + [
+        name for name, value in vars(Experiment).items() if isinstance(value, property) and name != "whole"
+    ]
+    for found, whole in zip(journal.settled(), made, strict=True):
+        for name in set(names) - {"stage", "settled"}:
+            assert getattr(found, name) == getattr(whole, name), name
+        assert isinstance(found.whole, Experiment)
+    assert [done.description for done in journal.wholes()] == [done.description for done in made]
+
+
+def test_a_journal_that_was_edited_under_a_loop_is_named_and_not_misread(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, past(1), past(2))
+    last = journal.settled()[-1]
+    journal_of(tmp_path, past(1, hypothesis="written by hand"), past(2))
+    with pytest.raises(NotReady, match=r"experiments\.jsonl was changed while it was in use"):
+        _ = last.description
+
+
+def test_an_experiment_in_memory_takes_less_than_half_a_kilobyte(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, *map(past, range(1, 1001)))
+    tracemalloc.start()
+    try:
+        journal.settled()
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / 1000 < 500 and peak / 1000 < 2500
+
+
+def test_a_setting_counts_as_moved_once_two_experiments_differ_in_it(tmp_path: Path) -> None:
+    same = {"A": 1, "B": 2}
+    journal = journal_of(tmp_path, replace(past(1), literals=same), replace(past(2), literals={"A": 1, "B": 3}))
+    assert journal.values("f") == {"A": 1, "B": SEVERAL} and journal.values("other") == {}

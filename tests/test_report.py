@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,7 @@ def test_json_of_nothing_is_valid(lab: Path, cli: Cli) -> None:
 
 def test_two_rows_alike_each_have_their_own_gain() -> None:
     same = Row("aaaaaaa", 0.9, 1.0, KEEP, "again")
-    rows = as_dict([night()[0], same, Row(*vars(same).values())], 10, False)["rows"]
+    rows = as_dict([night()[0], same, Row(*astuple(same))], 10, False)["rows"]
     assert [row["gain"] and round(row["gain"], 6) for row in rows] == [None, 0.0979, 0.0]
 
 

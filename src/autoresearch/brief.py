@@ -11,7 +11,7 @@ from heapq import nsmallest
 from typing import Any
 
 from autoresearch.experiment.curve import Curve
-from autoresearch.journal import Experiment
+from autoresearch.journal import Experiment, note_values
 from autoresearch.researchers import CATEGORIES
 from autoresearch.researchers.said import FORM
 from autoresearch.results import CRASH, KEEP
@@ -55,6 +55,7 @@ class Facts:
     running: Experiment | None = None  # what trains just now
     curve: Curve = ()  # of the last run
     settings: Mapping[str, Any] | None = None  # the literals of the train.py to start from, where no incumbent has them
+    values: Mapping[str, Any] | None = None  # Journal.values; None: as the history has them
 
 
 def write(facts: Facts) -> str:
@@ -170,9 +171,9 @@ def _failed(facts: Facts) -> str:
     worse: dict[str, list[Experiment]] = defaultdict(list)
     for done in tried:
         if done.status == CRASH:
-            crashed[done.result.crash_class if done.result else "error"].append(done)
+            crashed[done.crash_class or "error"].append(done)
         elif done.val_bpb is None:
-            stopped[done.result.crash_class if done.result else "no score"].append(done)
+            stopped[done.crash_class or "no score"].append(done)
         else:
             worse[done.category or "no category"].append(done)
     lines = [f"- crash ({kind}), {len(all_)} times, as: {_examples(all_)}" for kind, all_ in _by_size(crashed)]
@@ -219,13 +220,12 @@ def _untried(facts: Facts) -> str:
 def _unmoved(facts: Facts) -> list[str]:
     """Literals of the incumbent that have had one value through all experiments."""
     settings = facts.incumbent.literals if facts.incumbent and facts.incumbent.literals else facts.settings or {}
-    waiting = dict(settings)
-    for done in facts.history:
-        for name in [
-            name for name, value in waiting.items() if done.literals and name in done.literals and done.literals[name] != value
-        ]:
-            del waiting[name]
-    return list(waiting)
+    seen = facts.values
+    if seen is None:
+        seen = {}
+        for done in facts.history:
+            note_values(seen, done)
+    return [name for name, value in settings.items() if seen.get(name, value) == value]
 
 
 def _running(running: Experiment | None) -> str:

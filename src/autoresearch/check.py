@@ -33,7 +33,7 @@ def check(source: str, incumbent: str, tried: Iterable[str]) -> str:
     key = code_key(source)
     if key == code_key(incumbent):
         raise Refused("no change: train.py does the same as the incumbent's")
-    if key in set(tried):
+    if key in tried:
         raise Refused("this very code was tried before (comments and spacing don't count): try something else")
     check_literals(source)
     return key

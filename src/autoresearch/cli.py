@@ -35,6 +35,7 @@ CRASH, TIMEOUT, NOT_READY, WRONG, FAULT, STOPPED = 1, 2, 3, 64, 70, 130
 # Seconds of a run beyond its budget (start-up, evaluation), for the first estimate of a session's length: 8 were measured on two
 # CPU cores, 20 warm to 83 cold on an H200.
 BEYOND_BUDGET = {"cuda": 60.0, "mps": 30.0, "cpu": 8.0}
+RECENT = 50  # runs that later ones go by
 
 
 class Parser(argparse.ArgumentParser):
@@ -298,7 +299,8 @@ def _told(rule: "Rule", session: "Session") -> str:
 
 def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
     """'5 experiments and the baseline, about 44 s each: done in about 5 minutes'."""
-    seconds = [done.result.wall_seconds for done in session.history() if done.result and done.result.val_bpb]
+    scored = [done for done in session.history() if done.val_bpb]
+    seconds = [done.result.wall_seconds for done in scored[-RECENT:] if done.result]
     budget = float(session.constants["TIME_BUDGET"])
     each = sorted(seconds)[len(seconds) // 2] if seconds else budget + BEYOND_BUDGET[session.machine.device]
     runs = limit + (rule.noise_runs if session.incumbent() is None else 0)
@@ -310,9 +312,8 @@ def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
 
 
 def _end(session: "Session") -> None:
-    numbers = session.journal.numbers()
-    own = {(done.commit or "")[:7] for done in session.journal.settled() if done.session == session.record.tag}
-    rows = [row for row in results.read(session.lab.results)[0] if row.commit in own]
+    numbers = session.journal.numbers(session.record.tag)
+    rows = [row for row in results.read(session.lab.results)[0] if row.commit in numbers]
     if rows:
         title = f"{session.record.title or session.record.tag}\n"
         print(title + report.text(rows, top=10, kept_only=False, numbers=numbers), flush=True)
@@ -352,7 +353,7 @@ def command_history(arguments: argparse.Namespace) -> int:
     from autoresearch import history
     from autoresearch.journal import Journal
 
-    found = history.search(Journal(lab_here()).settled(), arguments.search)
+    found = history.search(Journal(lab_here()).wholes(), arguments.search)
     print(history.as_json(found) if arguments.json else history.as_text(found))
     return 0
 

@@ -95,6 +95,6 @@ def noise_lines(history: Sequence[Experiment], tag: str | None = None) -> list[s
     sigma, measured = newest.judgement["sigma"], newest.judgement["measured"]
     source = f"{measured} repeats and a prior" if measured else "a prior, no repeat yet"
     same = [done for done in history if tag in (None, done.session) and done.fingerprint == newest.fingerprint]
-    kept = Counter(len(done.counted) for done in same if done.status == KEEP)
+    kept = Counter(len(done.scores) for done in same if done.status == KEEP)
     runs = ", ".join(f"{count} on {runs} run{'s' if runs > 1 else ''}" for runs, count in sorted(kept.items()))
     return [f"Noise: one run scatters by {sigma:.6f} val_bpb ({source}); kept: {runs or 'nothing'}"]

@@ -11,7 +11,7 @@
     runs/<n>/                   an experiment's folder: state.json, train.py, patch, brief, run.log, weights, ...
 
 An experiment's state.json is replaced by rename at each stage. Whoever reads it after a crash knows what was done and goes on with
-what is next. Standard library only.
+what is next. Of a settled experiment only what is asked of thousands at a time is held in memory: `Past`. Standard library only.
 """
 
 import contextlib
@@ -21,12 +21,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from sys import intern
+from typing import Any, cast
 
 from autoresearch import owner
 from autoresearch.errors import NotReady
 from autoresearch.lab import Lab, write_atomically
-from autoresearch.lines import append_line, newest_lines, read_lines
+from autoresearch.lines import append_line, iterate, line_at, newest_lines, read_lines, read_placed_lines
 
 # The stages of an experiment, in order.
 PROPOSED = "proposed"  # its train.py is in its folder
@@ -41,7 +42,7 @@ SCORED, CRASHED, TIMED_OUT = "scored", "crash", "timeout"
 STOPPED = "stopped"  # early, because it was not worth its end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """All that came of one execution of train.py. Times in seconds, memory in MB of 2**20 bytes."""
 
@@ -69,7 +70,7 @@ class RunResult:
     vault_bpb: float | None = None  # of held-out rows that no score in results.tsv is made of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Experiment:
     n: int
     session: str
@@ -129,6 +130,21 @@ class Experiment:
         """What took the machine from one of its runs that count; "" if nothing did."""
         return next((run.disturbed for run in self.counted if run.disturbed), "")
 
+    @property
+    def crash_class(self) -> str:
+        """Why its last run gave no score; "" if it did, or there was none."""
+        return self.result.crash_class if self.result else ""
+
+    @property
+    def verdict(self) -> str:
+        """What the judge found: an outcome of standing.Judgement."""
+        return str((self.judgement or {}).get("outcome", ""))
+
+    @property
+    def whole(self) -> "Experiment":
+        """With all its fields in memory."""
+        return self
+
     def ran(self, result: RunResult) -> "Experiment":
         """With one more run that counts."""
         return replace(self, runs=(*self.counted, result), result=result)
@@ -165,6 +181,52 @@ def result_from(data: dict[str, Any]) -> RunResult:
     return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
+class Past:
+    """A settled experiment as the journal holds it, in place of an Experiment: what is asked of thousands at a time is in memory,
+    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all."""
+
+    WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
+    VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
+    __slots__ = (*WORDS, *VALUES, "_at", "_path", "_scores")
+
+    def __init__(self, done: Experiment, path: Path, at: int) -> None:
+        for name in self.WORDS:
+            value = getattr(done, name)
+            setattr(self, name, intern(value) if isinstance(value, str) else value)
+        for name in self.VALUES:
+            setattr(self, name, getattr(done, name))
+        self._at, self._path = at, path
+        self._scores = done.scores if len(done.runs) > 1 else None
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not in memory."""
+        return getattr(self.whole, name)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        if self._scores is not None:
+            return self._scores
+        return () if self.val_bpb is None else (self.val_bpb,)
+
+    @property
+    def whole(self) -> Experiment:
+        with contextlib.suppress(OSError):
+            found = Experiment.from_json(line_at(self._path, self._at))
+            if found and found.n == self.n:
+                return found
+        raise NotReady(f"{self._path} was changed while it was in use (experiment {self.n} is not where it was): start again")
+
+
+SEVERAL = object()  # values
+
+
+def note_values(seen: dict[str, Any], experiment: Experiment) -> None:
+    """Remember of each literal the one value that it has had so far, or that they were SEVERAL."""
+    for name, value in (experiment.literals or {}).items():
+        if seen.setdefault(name, value) != value:
+            seen[name] = SEVERAL
+
+
 @dataclass(frozen=True)
 class SessionRecord:
     """What a session is, kept across starts of the loop."""
@@ -182,7 +244,9 @@ class SessionRecord:
 class Journal:
     def __init__(self, lab: Lab) -> None:
         self.root = lab.journal
+        self._lines = self.root / "experiments.jsonl"
         self._settled: list[Experiment] | None = None
+        self._values: dict[str, dict[str, Any]] = {}
         self._repeats: dict[int, list[RunResult]] | None = None
 
     # -- one process at a time -----------------------------------------------------------------------------------
@@ -279,19 +343,32 @@ class Journal:
         """Every experiment that came to its end, oldest first."""
         if self._settled is None:
             # One whose line was cut, if of its newline alone, is written again by `unfinished`.
-            self._settled = read_lines(self.root / "experiments.jsonl", Experiment.from_dict)
+            self._settled = read_placed_lines(self._lines, lambda data, at: self._past(Experiment.from_dict(data), at))
         return self._settled
 
-    def numbers(self) -> dict[str, int]:
-        """Each settled experiment's number by its commit as results.tsv has it."""
-        return {(done.commit or "")[:7]: done.n for done in self.settled()}
+    def _past(self, done: Experiment, at: int) -> Experiment:
+        note_values(self._values.setdefault(done.fingerprint, {}), done)
+        return cast(Experiment, Past(done, self._lines, at))
+
+    def wholes(self) -> Iterator[Experiment]:
+        """The same with all that is known of each, read one by one."""
+        return iterate(self._lines, lambda data, _: Experiment.from_dict(data))
+
+    def values(self, fingerprint: str) -> dict[str, Any]:
+        """The one value that each literal has had under these conditions, or SEVERAL."""
+        self.settled()
+        return self._values.get(fingerprint, {})
+
+    def numbers(self, tag: str | None = None) -> dict[str, int]:
+        """Each settled experiment's number by its commit as results.tsv has it; of one session or of all."""
+        return {(done.commit or "")[:7]: done.n for done in self.settled() if tag in (None, done.session)}
 
     def settle(self, experiment: Experiment, **changes: Any) -> Experiment:
         """The experiment's last step. May be repeated."""
         experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
-            append_line(self.root / "experiments.jsonl", asdict(experiment))
-            self.settled().append(experiment)
+            at = append_line(self._lines, asdict(experiment))
+            self.settled().append(self._past(experiment, at))
         return experiment
 
     def repeats(self, n: int) -> list[RunResult]:
@@ -310,7 +387,7 @@ class Journal:
 
     def newest(self, count: int) -> list[Experiment]:
         """The last settled experiments, oldest first, without reading those before them."""
-        return newest_lines(self.root / "experiments.jsonl", count, Experiment.from_dict)
+        return newest_lines(self._lines, count, Experiment.from_dict)
 
     def current(self) -> tuple[Experiment, float] | None:
         """The experiment that is being worked on, or was left behind, and when it came to its stage (seconds since 1970). For

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from autoresearch.errors import Enough, NotReady
@@ -15,7 +16,7 @@ from autoresearch.lines import append_line, read_lines
 from autoresearch.researchers import Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     session: str
     researcher: str
@@ -55,7 +56,8 @@ class Ledger:
 
 
 def asked_from(data: dict[str, Any]) -> Asked:
-    return Asked(**data) if data.keys() <= FIELDS else Asked(**{name: value for name, value in data.items() if name in FIELDS})
+    known = {name: value for name, value in data.items() if name in FIELDS}
+    return Asked(**known | {name: intern(known[name]) for name in ("session", "researcher", "outcome")})
 
 
 def total(asked: Sequence[Asked]) -> Cost:

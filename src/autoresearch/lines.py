@@ -9,24 +9,26 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 Made = TypeVar("Made")
 
-BATCH = 500  # lines that are parsed at once: twice as fast, and their names are one object each and not one for each line
+BATCH = 100  # lines that are parsed at once: twice as fast, and their names are one object each and not one for each line
 BLOCK = 2**16  # bytes that are read at a time from a file's end
 
 
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line that is on the disk when this returns."""
+def append_line(path: Path, entry: dict[str, Any]) -> int:
+    """Add a line that is on the disk when this returns. Returns where in the file it begins."""
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
-        file.truncate(size - len(_tail(file, size)))
+        begin = size - len(_tail(file, size))
+        file.truncate(begin)
         file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    return begin
 
 
 def _tail(file: IO[bytes], size: int) -> bytes:
@@ -47,11 +49,32 @@ def _end(file: IO[bytes], size: int, newlines: int) -> bytes:
 
 def read_lines(path: Path, make: Callable[[dict[str, Any]], Made]) -> list[Made]:
     """What `make` makes of each line, in order; lines that are none, or that it raises for, are left out."""
-    made: list[Made] = []
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file, _no_collection():
+    return read_placed_lines(path, lambda data, _: make(data))
+
+
+def read_placed_lines(path: Path, make: Callable[[dict[str, Any], int], Made]) -> list[Made]:
+    """The same for who wants to read a line again: `make` is told where in the file it begins, too."""
+    with _no_collection():
+        return list(iterate(path, make))
+
+
+def iterate(path: Path, make: Callable[[dict[str, Any], int], Made]) -> Iterator[Made]:
+    """The same one by one, for whoever doesn't keep them."""
+    begin = 0
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         while lines := list(islice(file, BATCH)):
-            made += _parsed([line for line in lines if line.endswith(b"\n")], make)
-    return made
+            places = list(accumulate(map(len, lines), initial=begin))
+            begin = places.pop()
+            if not lines[-1].endswith(b"\n"):
+                lines.pop()
+            yield from _parsed(lines, lambda data, number: make(data, places[number]))  # noqa: B023 - called at once
+
+
+def line_at(path: Path, begin: int) -> bytes:
+    """The line that begins there."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.readline()
 
 
 @contextlib.contextmanager
@@ -71,23 +94,20 @@ def newest_lines(path: Path, count: int, make: Callable[[dict[str, Any]], Made])
     data = b""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         data = _end(file, file.seek(0, os.SEEK_END), count + 1)
-    return _parsed(data.split(b"\n")[:-1][-count:], make)
+    return list(_parsed(data.split(b"\n")[:-1][-count:], lambda data, _: make(data)))
 
 
-def _parsed(lines: list[bytes], make: Callable[[dict[str, Any]], Made]) -> list[Made]:
-    made = []
+def _parsed(lines: list[bytes], make: Callable[[dict[str, Any], int], Made]) -> Iterator[Made]:
+    """`make` is told which of the lines it is, too."""
     try:
         objects = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
         objects = []
     if len(objects) != len(lines):  # one of them is damaged
-        objects = [data for line in lines if (data := _one(line)) is not None]
-    for data in objects:
-        try:
-            made.append(make(data))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return made
+        objects = map(_one, lines)
+    for number, data in enumerate(objects):
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            yield make(data, number)
 
 
 def _one(line: bytes) -> Any:

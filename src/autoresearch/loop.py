@@ -413,8 +413,7 @@ class Loop:
     def snapshot(self) -> None:
         """results.tsv and program.md as they are at the session's end, reachable beside its experiments."""
         if self.lab.results.exists():
-            rows = self.lab.results.read_bytes().decode(errors="replace")
-            files = {"results.tsv": rows, PROGRAM: self.lab.read(PROGRAM)}
+            files: dict[str, str | Path] = {"results.tsv": self.lab.results, PROGRAM: self.lab.read(PROGRAM)}
             commit = self.ratchet.commit(self.session.tip(), files, f"results of session {self.session.record.tag}\n")
             self.ratchet.remember(self.session.record.tag, "results", commit)
 

@@ -69,7 +69,7 @@ class Tools:
 
     def history(self, search: str = "") -> list[dict[str, Any]]:
         """Earlier experiments, the newest last. search: only those in which every word of it stands."""
-        found = history.search(Journal(self.lab).settled(), search)
+        found = history.search(Journal(self.lab).wholes(), search)
         return [history.as_dict(done) for done in found[-MOST:]]
 
     def results(self, top: int = 10) -> str:

@@ -204,14 +204,18 @@ class Ratchet:
             self.git("switch", "--quiet", "--create", branch)
         return branch
 
-    def commit(self, parent: str, files: Mapping[str, str], message: str, other: str | None = None) -> str:
-        """A commit on top of `parent` (and `other`) with these files' texts changed. Nothing else moves. Returns its hash."""
+    def commit(self, parent: str, files: Mapping[str, str | Path], message: str, other: str | None = None) -> str:
+        """A commit on top of `parent` (and `other`) with these files changed, to a text or to what lies at a path. Nothing else
+        moves. Returns its hash."""
         with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
             self.git("read-tree", parent, env=index)
             modes = self._modes(parent)
-            for path, text in files.items():
-                blob = self.git("hash-object", "-w", "--stdin", data=text.encode())
+            for path, new in files.items():
+                if isinstance(new, Path):
+                    blob = self.git("hash-object", "-w", "--no-filters", "--", str(new))
+                else:
+                    blob = self.git("hash-object", "-w", "--stdin", data=new.encode())
                 entry = f"{modes.get(path, '100644')},{blob},{path}"
                 self.git("update-index", "--add", "--cacheinfo", entry, env=index)
             tree = self.git("write-tree", env=index)

@@ -9,9 +9,10 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
 from autoresearch.errors import NotReady
 
@@ -27,7 +28,7 @@ ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     commit: str
     val_bpb: float | None
@@ -109,12 +110,9 @@ def _names(text: str) -> list[str]:
 
 def _mend_tail(path: Path) -> None:
     """A last line without its newline: complete it if all fields are there, else move it to results.tsv.torn."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists() or _last_byte(path) in (b"", b"\n"):
         return
-    if not data or data.endswith(b"\n"):
-        return
+    data = path.read_bytes()
     start = data.rfind(b"\n") + 1
     tail = data[start:]
     ours = "\t".join(HEADER).encode()
@@ -130,6 +128,12 @@ def _mend_tail(path: Path) -> None:
         with path.with_name(path.name + ".torn").open("ab") as torn:
             torn.write(tail + b"\n")
         file.truncate(start)
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read()
 
 
 def _tidy(cell: str) -> str:
@@ -148,11 +152,13 @@ def _number(text: str) -> float | None:
     return value if 0 < value < float("inf") else None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a table, one by one; none of a file that is missing or blank."""
+    with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        first = file.readline()
+        if first.strip() or any(map(str.strip, file)):
+            yield first
+            yield from file
 
 
 def _columns(path: Path, header: str) -> dict[str, int]:
@@ -174,23 +180,21 @@ def check_header(path: Path) -> None:
 
 def commits(path: Path) -> list[str]:
     """The commits of a table's rows, in order. Raises NotReady for a file with a foreign header."""
-    text = _text(path)
-    if not text.strip():
+    lines = _lines(path)
+    if (header := next(lines, None)) is None:
         return []
-    header, *lines = text.split("\n")
     order = _columns(path, header)
     at, status, width = order["commit"], order["status"], len(order)
-    rows = (fields for line in lines if len(fields := line.rstrip("\r").split("\t")) >= width)
+    rows = (fields for line in lines if len(fields := line.rstrip("\r\n").split("\t")) >= width)
     return [_tidy(fields[at]) for fields in rows if fields[status].strip().lower() in STATUSES]
 
 
 def read(path: Path) -> tuple[list[Row], list[str]]:
     """Rows and warnings (one for each line that can't be read). Raises NotReady for a file with a foreign header."""
-    text = _text(path)
-    if not text.strip():
+    lines = _lines(path)
+    if (header := next(lines, None)) is None:
         return [], []
-    lines = text.split("\n")
-    order = _columns(path, lines[0])
+    order = _columns(path, header)
     memory_name = "peak_vram_mb" if "peak_vram_mb" in order else "memory_gb"
     commit, score, status, description = (order[name] for name in ("commit", "val_bpb", "status", "description"))
     memory = order.get(memory_name)
@@ -198,8 +202,8 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     last = description == len(order) - 1  # then tabs in it, which other tools let pass, are a part of it
 
     rows, warnings = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.rstrip("\r").split("\t")
+    for number, line in enumerate(lines, start=2):
+        fields = line.rstrip("\r\n").split("\t")
         if fields == [""]:
             continue
         state = fields[status].strip().lower() if len(fields) >= len(order) else ""
@@ -210,7 +214,7 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
         gigabytes = _number(fields[memory]) if memory is not None and state != CRASH else None
         gigabytes = gigabytes / per_gb if gigabytes is not None else None
         said = "\t".join(fields[description:]) if last else fields[description]
-        rows.append(Row(_tidy(fields[commit]), value, gigabytes, state, _tidy(said)))
+        rows.append(Row(_tidy(fields[commit]), value, gigabytes, intern(state), _tidy(said)))
     return rows, warnings
 
 

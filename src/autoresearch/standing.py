@@ -62,7 +62,7 @@ def noise_of(journal: Journal, fingerprint: str, prior: Prior, running: Experime
 def margins_used(journal: Journal, tag: str, fingerprint: str) -> int:
     """How many of a session were kept for being simpler."""
     kept = (done for done in journal.settled() if done.status == KEEP and (done.session, done.fingerprint) == (tag, fingerprint))
-    return sum((done.judgement or {}).get("outcome") == SIMPLER for done in kept)
+    return sum(done.verdict == SIMPLER for done in kept)
 
 
 def weigh(journal: Journal, experiment: Experiment, best: Experiment | None, prior: Prior, rule: Rule) -> Judgement:

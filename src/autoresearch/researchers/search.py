@@ -18,7 +18,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Search:
     thinks = False
 
     def propose(self, context: Context) -> Proposal:
+        context = replace(context, history=[done.whole for done in context.history])  # it goes by the literals of all of them
         links = lineage(context.history)
         ours = line(links, code_key(context.source))
         first = ours[0].done if ours else None
