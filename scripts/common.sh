@@ -126,7 +126,8 @@ sync_environment() {
     { environment_stamp >"$stamp"; } 2>/dev/null || true # on a read-only disk the next start asks uv again
 }
 
-# Inexact: what was added for the tests or the plots stays.
+# Inexact: what was added for the tests or the plots stays. Compiled, because a run writes no bytecode (-B): it would compile
+# torch at every start, which takes 1.5 s on a CPU.
 uv_sync() { # ARG...
     local uv
     ensure_uv
@@ -136,7 +137,7 @@ uv_sync() { # ARG...
         say 'installing the locked environment (first time: a few minutes and about 5 GB)…'
         if [[ ! -t 2 ]]; then set -- --quiet "$@"; fi # on a terminal uv shows its progress
     fi
-    UV_PROJECT_ENVIRONMENT=$root/.venv "$uv" sync --project "$root" --frozen --inexact "$@" >&2 </dev/null ||
+    UV_PROJECT_ENVIRONMENT=$root/.venv "$uv" sync --project "$root" --frozen --inexact --compile-bytecode "$@" >&2 </dev/null ||
         die $NOT_READY "uv could not install the locked environment in $root/.venv (its reason stands above)"
 }
 

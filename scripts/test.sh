@@ -10,5 +10,6 @@ cd "$root"
 # What a caller's shell or a git hook has set would steer the labs and repositories that the tests make.
 unset AUTORESEARCH_HOME AUTORESEARCH_CACHE AUTORESEARCH_SEED AUTORESEARCH_WEIGHTS_IN AUTORESEARCH_WEIGHTS_OUT
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+unset PYTHONDONTWRITEBYTECODE # thousands of commands are started: each would compile our sources anew
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # small models on few cores: more threads only get in one another's way
 exec "$(venv_python)" -m pytest --numprocesses auto --maxprocesses 4 "$@" </dev/null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import math
 import os
@@ -197,18 +198,38 @@ def make_lab(folder: Path, train: str = TOY_TRAIN, constants: str = CONSTANTS) -
     return folder
 
 
-@pytest.fixture(scope="session")
-def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder with the stdlib's text prepared, at the lengths that CPU labs have. Read it, don't change it."""
-    folder, cache = tmp_path_factory.mktemp("preparing"), tmp_path_factory.mktemp("cache")
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once for all of the suite's processes: the first that comes does it, the others wait."""
+    among = tmp_path_factory.getbasetemp()
+    among = among.parent if "PYTEST_XDIST_WORKER" in os.environ else among
+    folder, new = among / name, among / f"{name}.new"
+    with (among / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            make(new)
+            new.rename(folder)
+    return folder
+
+
+def prepare_stdlib(cache: Path) -> None:
+    folder = cache.with_name("preparing")
+    folder.mkdir(exist_ok=True)
     shutil.copy(ROOT / "prepare.py", folder / "prepare.py")
     (folder / "constants.py").write_text(CONSTANTS)
     environment = {**os.environ, "AUTORESEARCH_CACHE": str(cache)}
     done = subprocess.run([sys.executable, "-B", "prepare.py"], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder with the stdlib's text prepared, at the lengths that CPU labs have. Read it, don't change it."""
     global PREPARED
-    PREPARED = cache
-    return cache
+    PREPARED = tmp_path_factory.mktemp("caches") / "cache"
+    shutil.copytree(once(tmp_path_factory, "prepared", prepare_stdlib), PREPARED)
+    return PREPARED
 
 
 @pytest.fixture(scope="session")

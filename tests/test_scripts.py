@@ -278,6 +278,7 @@ def test_the_environment_is_installed_once_and_again_when_the_lock_has_changed(s
     assert called(first)["prefix"] == str(synced.repo / ".venv")
     assert "about 5 GB" in first.stderr
     assert "sync" in log.read_text()
+    assert "--compile-bytecode" in log.read_text(), "else each run compiles torch anew"
 
     log.unlink()
     second = synced.script("run-loop.sh", "--max", "5")
