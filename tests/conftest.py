@@ -121,6 +121,7 @@ main()
 '''
 
 VOCABULARY, EVAL_ROWS = 2048, 32
+WITH_TORCH = ("test_prepare", "test_referee", "test_train")  # import it in the test's own process
 PREPARED = Path()  # the session's cache with prepared data
 
 
@@ -134,6 +135,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU: bash tests/gpu/run.sh"))
+    items.sort(key=lambda item: item.path.stem in WITH_TORCH)  # a worker that has imported it forks ten times slower (labs.Later)
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

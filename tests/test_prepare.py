@@ -19,12 +19,19 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-import torch
+from labs import Later
+
+if TYPE_CHECKING:
+    import torch
+    from bigram import Model
+else:
+    torch = Later("torch")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"TIME_BUDGET": 5, "MAX_SEQ_LEN": 64, "EVAL_TOKENS": 1280, "VOCAB_SIZE": 300, "DATASET": "texts"}
@@ -114,25 +121,13 @@ def prepare(prepared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Mod
     return load_prepare(lab)
 
 
-class Model(torch.nn.Module):
-    """A bigram model with more columns than tokens, a tied tensor, and a buffer."""
-
-    def __init__(self, columns: int = 320) -> None:
-        super().__init__()
-        self.table = torch.nn.Embedding(columns, 16)
-        self.head = torch.nn.Linear(16, columns, bias=False)
-        self.head.weight = self.table.weight
-        self.register_buffer("shift", torch.zeros(1))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.table(tokens)) + self.shift
-
-
 def logits_of(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tokens: model(tokens)
 
 
 def a_model() -> Model:
+    from bigram import Model
+
     torch.manual_seed(0)
     return Model()
 
@@ -207,6 +202,8 @@ def test_weights_brought_back_grant_no_time_and_reproduce_the_score(
 def test_a_compiled_model_keeps_its_plain_names(prepare: ModuleType, tmp_path: Path) -> None:
     wrapped = torch.compile(a_model(), backend="eager")
     prepare.save_weights(wrapped, tmp_path / "w.safetensors")
+    from bigram import Model
+
     plain = Model()
     prepare.load_weights(plain, tmp_path / "w.safetensors")
     assert torch.equal(plain.table.weight, a_model().table.weight)

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CONSTANTS, ROOT
+from labs import Later
+from safetensors.numpy import save
 
-torch = pytest.importorskip("torch")
-from safetensors.numpy import save  # noqa: E402
+from autoresearch.experiment import probes, referee
 
-from autoresearch.experiment import probes, referee  # noqa: E402
+torch = Later("torch")
 
 T, V = 256, 2048
 BATCH_ROWS = 4

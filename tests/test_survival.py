@@ -6,6 +6,7 @@ benchmarks/survival.py kills at random moments; here each case is one that is me
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import signal
 import stat
@@ -77,10 +78,12 @@ def test_a_researcher_that_is_killed_is_asked_again(lab: Path, tmp_path: Path, e
     wait_for(pid.exists, "it was never asked")
 
     def victims() -> list[int]:
-        thinking = list(marked(f"AUTORESEARCH_RESEARCHER={lab}/"))
-        commands = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in thinking}
-        leashes = [each for each in thinking if b"leash.py" in commands[each]]
-        programs = [each for each in thinking if str(tmp_path / "agent").encode() in commands[each]]
+        commands = dict[int, bytes]()
+        for each in marked(f"AUTORESEARCH_RESEARCHER={lab}/"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a fork of it that has ended since
+                commands[each] = Path(f"/proc/{each}/cmdline").read_bytes()
+        leashes = [each for each in commands if b"leash.py" in commands[each]]
+        programs = [each for each in commands if str(tmp_path / "agent").encode() in commands[each]]
         return leashes if victim == "its leash" else [each for each in programs if each not in leashes]
 
     wait_for(lambda: len(victims()) == 1, "its `sleep` is still a fork of it")

@@ -9,20 +9,25 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from conftest import CONSTANTS, ROOT, environment_of
+from labs import Later
 
 from autoresearch.experiment.runner import PROGRESS
 from autoresearch.literals import set_literals
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+else:
+    torch, F = Later("torch"), Later("torch.nn.functional")
 
 TINY = {
     "DEPTH": 3,
@@ -351,11 +356,15 @@ def test_a_device_batch_larger_than_the_step_or_no_divisor_of_it_is_fitted(
 
 @pytest.mark.parametrize("part", ["GPT.forward", "Optimizer.step", "Trainer.logits"])
 @pytest.mark.parametrize(
-    "error", [ValueError("shapes don't match"), torch.OutOfMemoryError("out of memory")], ids=["shape", "memory"]
+    "fault",
+    [lambda: ValueError("shapes don't match"), lambda: torch.OutOfMemoryError("out of memory")],
+    ids=["shape", "memory"],
 )
 def test_an_error_of_training_or_of_evaluation_is_found_before_the_clock_starts(
-    train: ModuleType, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, part: str, fault: Callable[[], Exception]
 ) -> None:
+    error = fault()
+
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
