@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+from labs import Later
 
+torch = Later("torch")
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
 
