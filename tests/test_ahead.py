@@ -150,6 +150,7 @@ def test_a_loop_that_dies_leaves_no_researcher_behind(
     loop.send(number)
     loop.end()
     dies(pid)
+    held.let_go()  # a loop that was killed leaves its run to the next one
 
 
 def test_a_proposal_that_was_made_before_the_loop_died_is_not_lost(
