@@ -23,7 +23,7 @@ def append_line(path: Path, entry: dict[str, Any]) -> int:
     """Add a line that is on the disk when this returns. Returns where in the file it begins."""
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
-        begin = size - len(_tail(file, size))
+        begin = size - len(last_line(file, size))
         file.truncate(begin)
         file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
@@ -31,8 +31,8 @@ def append_line(path: Path, entry: dict[str, Any]) -> int:
     return begin
 
 
-def _tail(file: IO[bytes], size: int) -> bytes:
-    """What stands behind the last newline."""
+def last_line(file: IO[bytes], size: int) -> bytes:
+    """What stands behind the last newline: of a whole file nothing."""
     return _end(file, size, 1).rpartition(b"\n")[2]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from sys import intern
 
 from autoresearch.errors import NotReady
+from autoresearch.lines import last_line
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
 STATUSES = KEEP, DISCARD, CRASH = "keep", "discard", "crash"
@@ -110,16 +111,21 @@ def _names(text: str) -> list[str]:
 
 def _mend_tail(path: Path) -> None:
     """A last line without its newline: complete it if all fields are there, else move it to results.tsv.torn."""
-    if not path.exists() or _last_byte(path) in (b"", b"\n"):
+    try:
+        with path.open("rb") as file:
+            head = file.read(MAX_HEADER)
+            size = file.seek(0, os.SEEK_END)
+            tail = last_line(file, size)
+    except FileNotFoundError:
         return
-    data = path.read_bytes()
-    start = data.rfind(b"\n") + 1
-    tail = data[start:]
+    if not tail:
+        return
+    start = size - len(tail)
     ours = "\t".join(HEADER).encode()
     if start == 0:
         whole = tail == ours or not ours.startswith(tail)
     else:
-        whole = tail.count(b"\t") >= len(_names(data[:MAX_HEADER].decode(errors="replace"))) - 1
+        whole = tail.count(b"\t") >= len(_names(head.decode(errors="replace"))) - 1
     with path.open("r+b") as file:
         if whole:  # only the newline is missing, or a part of the description
             file.seek(0, os.SEEK_END)
@@ -128,12 +134,6 @@ def _mend_tail(path: Path) -> None:
         with path.with_name(path.name + ".torn").open("ab") as torn:
             torn.write(tail + b"\n")
         file.truncate(start)
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        return file.read()
 
 
 def _tidy(cell: str) -> str:
