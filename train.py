@@ -74,7 +74,7 @@ MUON_RAMP = 0.15  # fraction of the run that the ramp takes
 MUON_BETA2 = 0.95  # decay of NorMuon's second moments
 ADAM_BETA1 = 0.8  # decay of AdamW's first moments
 ADAM_BETA2 = 0.95  # decay of AdamW's second moments
-MATRIX_DECAY = 0.2  # cautious weight decay of the matrices, falls to 0 over the run
+MATRIX_DECAY = 0.1  # cautious weight decay of the matrices, falls to 0 over the run
 EMBED_DECAY = 0.001  # weight decay of the token embedding
 VALUE_DECAY = 0.003  # weight decay of the value embeddings
 HEAD_DECAY = 0.01  # weight decay of the output head
@@ -265,13 +265,9 @@ def turn(qk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
 
 
 @compiled
-def turn_grad(
-    grad_q: Tensor, grad_k: Tensor, q: Tensor, k: Tensor, q_size: Tensor, k_size: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
-    grad, out, size = torch.stack([grad_q, grad_k], 2), torch.stack([q, k], 2), torch.stack([q_size, k_size], 2)
+def turn_grad(into: Tensor, grad: Tensor, out: Tensor, size: Tensor, cos: Tensor, sin: Tensor) -> None:
     along = (grad.float() * out).mean(-1, keepdim=True)
-    cos, sin = cos[:, :, None], -sin[:, :, None]
-    return ((rotate(grad, cos, sin) - along * rotate(out, cos, sin)) * size).to(DTYPE)
+    into.copy_((rotate(grad, cos, -sin) - along * rotate(out, cos, -sin)) * size)
 
 
 class Turn(torch.autograd.Function):
@@ -285,8 +281,29 @@ class Turn(torch.autograd.Function):
         return q, k
 
     @staticmethod
-    def backward(ctx, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, None, None]:
-        return turn_grad(grad_q, grad_k, *ctx.saved_tensors), None, None
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        q, k, q_size, k_size, *turns = ctx.saved_tensors
+        both = q.new_empty(*q.shape[:2], 2, *q.shape[2:])
+        turn_grad(both[:, :, 0], grads[0], q, q_size, *turns)
+        turn_grad(both[:, :, 1], grads[1], k, k_size, *turns)
+        return both, None, None
+
+
+@compiled
+def added(*parts: Tensor) -> Tensor:
+    return reduce(torch.add, parts)
+
+
+class Fan(torch.autograd.Function):
+    """A tensor for each of its readers: their gradients are added up at once, not one by one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, readers: int) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for _ in range(readers))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
+        return added(*grads), None
 
 
 @compiled
@@ -400,11 +417,11 @@ class GPT(nn.Module):
         tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
         values = {layer: (tokens, *table) for layer, table in zip(self.value_layers, tables, strict=True)}
 
-        first = middle = stem(tokens, self.embed, self.smear, self.smear_gate)
-        stream = (first,)
+        begin, *first = Fan.apply(stem(tokens, self.embed, self.smear, self.smear_gate), DEPTH + 1)
+        stream = (middle := begin,)
         for i in range(DEPTH):
             mix = residual[i], first_weight[i]
-            x, heads, v = project(stream, first, mix, qk[i], value[i], values.get(i, ()))
+            x, heads, v = project(stream, first[i], mix, qk[i], value[i], values.get(i, ()))
             q, k = Turn.apply(heads, *turns)
             x, y = join(x, attend(q, k, v, self.reach[i]), out[i])
             stream = x, MLP.apply(y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)  # added up where they are read

@@ -143,7 +143,7 @@ def test_the_model_and_the_words_about_it_do_not(old: str, new: str) -> None:
         ("WARMDOWN = 0.75 ", "WARMDOWN = 0.9 "),  # 0.25 before it becomes 0.1
         ("MATRIX_LR = 0.04 ", "MATRIX_LR = 0.08 "),
         ("MUON_MOMENTUM = 0.95 ", "MUON_MOMENTUM = 0.98 "),
-        ("MATRIX_DECAY = 0.2 ", "MATRIX_DECAY = 0.0 "),
+        ("MATRIX_DECAY = 0.1 ", "MATRIX_DECAY = 0.0 "),
         ("TOTAL_BATCH = 2**17 ", "TOTAL_BATCH = 2**16 "),
         ("return 1.0 if left >= WARMDOWN", "return 0.9 if left >= WARMDOWN"),
         ("shrink = decay * (update * p >= 0)", "shrink = 0.0"),

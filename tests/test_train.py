@@ -158,6 +158,13 @@ def test_the_loss_is_the_cross_entropy_of_the_bent_logits(train: ModuleType) -> 
     torch.testing.assert_close(train.loss_of(logits, targets), wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_what_has_many_readers_gets_the_sum_of_their_gradients(train: ModuleType) -> None:
+    x = torch.randn(2, 3).requires_grad_()
+    for factor, each in enumerate(train.Fan.apply(x * 2, 4)):
+        (factor * each).sum().backward(retain_graph=True)
+    torch.testing.assert_close(x.grad, torch.full_like(x, 2.0 * (0 + 1 + 2 + 3)))
+
+
 # -- the model -----------------------------------------------------------------------------------------------------------
 
 
