@@ -17,6 +17,7 @@ what is next. Of a settled experiment only what is asked of thousands at a time 
 import contextlib
 import fcntl
 import json
+import marshal
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -140,11 +141,6 @@ class Experiment:
         """What the judge found: an outcome of standing.Judgement."""
         return str((self.judgement or {}).get("outcome", ""))
 
-    @property
-    def whole(self) -> "Experiment":
-        """With all its fields in memory."""
-        return self
-
     def ran(self, result: RunResult) -> "Experiment":
         """With one more run that counts."""
         return replace(self, runs=(*self.counted, result), result=result)
@@ -181,13 +177,20 @@ def result_from(data: dict[str, Any]) -> RunResult:
     return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
+PACKED = 2  # the version of Python's marshal: the newer ones look for objects that are there twice, and take twice as long
+SHARED: dict[tuple[str, ...], tuple[str, ...]] = {}  # the names of literals, each set of them once
+
+
 class Past:
     """A settled experiment as the journal holds it, in place of an Experiment: what is asked of thousands at a time is in memory,
-    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all."""
+    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all.
+
+    Literals and details are packed, each experiment's in one piece, and made anew whenever they are asked for: as dicts they
+    would take four times as much. The names of literals are one tuple for all experiments that have the same."""
 
     WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
     VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
-    __slots__ = (*WORDS, *VALUES, "_at", "_path", "_scores")
+    __slots__ = (*WORDS, *VALUES, "_at", "_details", "_literals", "_names", "_path", "_scores")
 
     def __init__(self, done: Experiment, path: Path, at: int) -> None:
         for name in self.WORDS:
@@ -197,6 +200,10 @@ class Past:
             setattr(self, name, getattr(done, name))
         self._at, self._path = at, path
         self._scores = done.scores if len(done.runs) > 1 else None
+        names = None if done.literals is None else tuple(done.literals)
+        self._names = names and SHARED.setdefault(names, names)
+        self._literals = marshal.dumps(tuple((done.literals or {}).values()), PACKED)
+        self._details = marshal.dumps(done.details, PACKED) if done.details else b""
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not in memory."""
@@ -207,6 +214,14 @@ class Past:
         if self._scores is not None:
             return self._scores
         return () if self.val_bpb is None else (self.val_bpb,)
+
+    @property
+    def literals(self) -> dict[str, Any] | None:
+        return None if self._names is None else dict(zip(self._names, marshal.loads(self._literals), strict=True))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return marshal.loads(self._details) if self._details else {}
 
     @property
     def whole(self) -> Experiment:
