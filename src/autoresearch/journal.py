@@ -178,8 +178,13 @@ def result_from(data: dict[str, Any]) -> RunResult:
     return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
+def shared(word: Any) -> Any:
+    """One object for all that are the same."""
+    return intern(word) if isinstance(word, str) else word
+
+
 PACKED = 2  # the version of Python's marshal: the newer ones look for objects that are there twice, and take twice as long
-SHARED: dict[tuple[str, ...], tuple[str, ...]] = {}  # the names of literals, each set of them once
+NAMES: dict[tuple[str, ...], tuple[str, ...]] = {}  # the names of literals, each set of them once
 
 
 class Past:
@@ -199,13 +204,9 @@ class Past:
         if not REQUIRED <= data.keys():
             raise KeyError(*(REQUIRED - data.keys()))
         get, result = data.get, data.get("result") or {}
-        self.session, self.status, self.fingerprint = (
-            intern(data["session"]),
-            intern(get("status", "")),
-            intern(data["fingerprint"]),
-        )
-        self.category, self.crash_class = intern(get("category", "")), intern(result.get("crash_class", ""))
-        self.verdict = intern((get("judgement") or {}).get("outcome", ""))
+        self.session, self.fingerprint, self.status = shared(data["session"]), shared(data["fingerprint"]), shared(get("status", ""))
+        self.category, self.crash_class = shared(get("category", "")), shared(result.get("crash_class", ""))
+        self.verdict = shared((get("judgement") or {}).get("outcome", ""))
         self.n, self.code_key, self.commit, self.baseline = data["n"], data["code_key"], get("commit"), get("baseline", False)
         self.incumbent_bpb, self.expected_gain = get("incumbent_bpb"), get("expected_gain")
         self.val_bpb, self._scores = result.get("val_bpb"), None
@@ -215,7 +216,7 @@ class Past:
         self._at, self._path = at, path
         literals, details = get("literals"), get("details")
         names = None if literals is None else tuple(literals)
-        self._names = names and SHARED.setdefault(names, names)
+        self._names = names and NAMES.setdefault(names, names)
         self._literals = marshal.dumps(tuple((literals or {}).values()), PACKED)
         self._details = marshal.dumps(details, PACKED) if details else b""
 
@@ -252,7 +253,7 @@ SEVERAL = object()  # values
 def note_values(seen: dict[str, Any], literals: dict[str, Any] | None) -> None:
     """Remember of each literal of an experiment the one value that it has had so far, or that they were SEVERAL."""
     for name, value in (literals or {}).items():
-        if seen.setdefault(name, value) != value:
+        if (before := seen.setdefault(name, value)) is not SEVERAL and before != value:
             seen[name] = SEVERAL
 
 
