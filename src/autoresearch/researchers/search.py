@@ -8,7 +8,9 @@ one of three. A crash, out of memory above all, and a run that was stopped early
 One study for each set of continuous literals and fingerprint lasts through all changes of structure. What those gained is taken out
 of the scores that it is told: a kept step that left its literals alone lowers every score after it by the same, so that only what
 the continuous literals do is compared. Of a proposal of another's that moved both nobody knows which did it: it is told as it is.
-What was asked and told is kept by Optuna in `.autoresearch/search/`.
+What was asked and told is kept by Optuna in `.autoresearch/search/`: study.py.
+
+It goes by all that was tried, of which there may be thousands: what it makes of each is small, or made and left.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
