@@ -204,9 +204,9 @@ class Past:
         if not REQUIRED <= data.keys():
             raise KeyError(*(REQUIRED - data.keys()))
         get, result = data.get, data.get("result") or {}
-        self.session, self.fingerprint, self.status = shared(data["session"]), shared(data["fingerprint"]), shared(get("status", ""))
-        self.category, self.crash_class = shared(get("category", "")), shared(result.get("crash_class", ""))
-        self.verdict = shared((get("judgement") or {}).get("outcome", ""))
+        self.session, self.fingerprint = shared(data["session"]), shared(data["fingerprint"])
+        self.status, self.category = shared(get("status", "")), shared(get("category", ""))
+        self.crash_class, self.verdict = shared(result.get("crash_class", "")), shared((get("judgement") or {}).get("outcome", ""))
         self.n, self.code_key, self.commit, self.baseline = data["n"], data["code_key"], get("commit"), get("baseline", False)
         self.incumbent_bpb, self.expected_gain = get("incumbent_bpb"), get("expected_gain")
         self.val_bpb, self._scores = result.get("val_bpb"), None
