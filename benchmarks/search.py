@@ -27,7 +27,8 @@ from autoresearch.journal import CRASHED, SCORED, SETTLED, Experiment, RunResult
 from autoresearch.lab import Lab
 from autoresearch.literals import code_key, values
 from autoresearch.researchers import Context
-from autoresearch.researchers.search import POPULATION, SIGMA, Search
+from autoresearch.researchers.search import Search
+from autoresearch.researchers.study import POPULATION, SIGMA
 from autoresearch.results import CRASH, DISCARD, KEEP
 
 DIMENSIONS, TASKS, TRIALS, NOISE = 20, 60, 100, 0.002

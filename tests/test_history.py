@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import random
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, git, make_lab, scored
+from conftest import ROOT, Cli, git, make_lab, scored
 from labs import agent, copy_of, forked, setting
 
 from autoresearch.errors import NotReady
 from autoresearch.journal import SEVERAL, Experiment, Journal, RunResult
 from autoresearch.lab import Lab
+from autoresearch.literals import values
+from autoresearch.researchers import Context, Proposal
+from autoresearch.researchers.search import Search
+from autoresearch.researchers.space import space
 
 
 @pytest.fixture
@@ -135,15 +141,75 @@ def test_a_journal_that_was_edited_under_a_loop_is_named_and_not_misread(tmp_pat
         _ = last.description
 
 
-def test_an_experiment_in_memory_takes_less_than_half_a_kilobyte(tmp_path: Path) -> None:
-    journal = journal_of(tmp_path, *map(past, range(1, 1001)))
+def real_past(count: int) -> list[Experiment]:
+    """As `search` and an agent leave it on the real train.py: a step of one literal, a point that moves all the continuous ones,
+    and two literals of the agent's, in turn; each eighth is kept."""
+    source = (ROOT / "train.py").read_text()
+    now, made = values(source), list[Experiment]()
+    dims = space(source, now)
+    continuous = [name for name, dim in dims.items() if not dim.discrete]
+    draw = random.Random(1)
+    for n in range(1, count + 1):
+        moved = [continuous, draw.sample(continuous, k=2), ["DEPTH"]][n % 3] if n > 1 else []
+        literals = {**now, **{name: dims[name].decode(draw.uniform(*dims[name].limits())) for name in moved}}
+        details = [{"study": "0123456789ab", "trial": n, "told": 1}, {}, {"step": ["DEPTH", 1]}][n % 3]
+        done = replace(past(n, category="optimizer", details=details, incumbent_bpb=0.9), literals=literals, baseline=n == 1)
+        made.append(replace(done, status="keep" if n % 8 == 1 else "discard"))
+        now = literals if n % 8 == 1 else now
+    return made
+
+
+def traced(work: Callable[[], Any]) -> tuple[int, int]:
+    """By how many bytes more memory is held after it, and was at its peak."""
+    gc.freeze()  # what other tests left would make Python wait longer until it looks for garbage
+    gc.collect()
     tracemalloc.start()
     try:
-        journal.settled()
+        kept = work()
         held, peak = tracemalloc.get_traced_memory()
+        del kept
     finally:
         tracemalloc.stop()
-    assert held / 1000 < 500 and peak / 1000 < 2500
+        gc.unfreeze()
+    return held, peak
+
+
+def test_an_experiment_with_the_literals_of_the_real_train_py_takes_less_than_900_bytes_in_memory(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, *real_past(1000))
+    held, peak = traced(journal.settled)
+    assert held / 1000 < 900 and peak / 1000 < 2500
+
+
+def peak_of_proposal(folder: Path, count: int, turn: int) -> int:
+    """Bytes at the peak of the search's answer after so many experiments. `turn`: how many of its cycle of three it has made."""
+    made = real_past(count)
+    ours = [place for place, done in enumerate(made) if done.details]
+    for place in ours[: (len(ours) - turn) % 3]:
+        made[place] = replace(made[place], details={})
+    folder.mkdir()
+    context = Context(Lab(folder), (ROOT / "train.py").read_text(), "", journal_of(folder, *made).settled(), folder)
+    found = list[Proposal]()
+    _, peak = traced(lambda: found.append(Search().propose(context)))
+    assert ("step" in found[0].details) == (turn == 0)
+    return peak
+
+
+@pytest.mark.parametrize("turn", [0, 2], ids=["a step", "a point of CMA-ES"])
+def test_a_proposal_of_the_search_takes_less_than_300_bytes_of_memory_for_an_experiment_more(tmp_path: Path, turn: int) -> None:
+    """The whole of one takes thousands."""
+    peak_of_proposal(tmp_path / "first", 30, turn)  # what is imported and made once
+    few, many = (peak_of_proposal(tmp_path / f"{count}", count, turn) for count in (300, 2300))
+    assert (many - few) / 2000 < 300
+
+
+def test_literals_and_details_come_back_from_memory_as_they_were(tmp_path: Path) -> None:
+    literals = {"B": 1, "A": 1.0, "C": True, "D": "é", "E": 2**70, "F": -0.0, "G": 1e-10, "H": "1"}
+    details = {"study": "ab", "trial": 3, "carried_over": True}
+    none, empty = replace(past(2), literals=None), replace(past(3), literals={})
+    settled = journal_of(tmp_path, replace(past(1), literals=literals, details=details), none, empty).settled()
+    (tmp_path / ".autoresearch" / "experiments.jsonl").unlink()
+    assert repr(settled[0].literals) == repr(literals) and repr(settled[0].details) == repr(details)
+    assert [(done.literals, done.details) for done in settled[1:]] == [(None, {}), ({}, {})]
 
 
 def test_a_setting_counts_as_moved_once_two_experiments_differ_in_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from autoresearch.check import Refused, check
 from autoresearch.journal import CRASHED, SCORED, SETTLED, Experiment, RunResult
 from autoresearch.lab import Lab
 from autoresearch.literals import code_key, read_literals, set_literals, values
-from autoresearch.researchers import Context, Proposal, ResearcherFailed
+from autoresearch.researchers import Context, Proposal, ResearcherFailed, study
 from autoresearch.researchers.said import describe
 from autoresearch.researchers.search import Search
 from autoresearch.researchers.space import Dimension, dimension
@@ -359,6 +359,83 @@ def test_a_killed_process_leaves_no_lock_and_no_torn_line_in_the_way(tmp_path: P
     game.turn()
     assert time.monotonic() - began < 10.0, "it waited for a lock that nobody holds"
     assert [trial.state for trial in game.trials()][:3] == [TrialState.COMPLETE] * 3
+
+
+# -- a study that goes on in another log ---------------------------------------------------------------------------------
+
+
+def state_of(trials: Sequence[optuna.trial.FrozenTrial]) -> tuple[int, str]:
+    """The newest state of CMA-ES in a log, and its generation."""
+    for trial in reversed(trials):
+        parts = [trial.system_attrs[name] for name in sorted(trial.system_attrs) if name.startswith("cmawm:optimizer")]
+        if parts and trial.state == TrialState.COMPLETE:
+            return trial.system_attrs["cmawm:generation"], "".join(parts)
+    raise AssertionError("none")
+
+
+def test_a_study_that_is_long_goes_on_in_a_log_of_its_own_from_the_very_state_and_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "MOST", 15)
+    game = Game(tmp_path, SMOOTH, lambda literals: 1 + abs(literals["LR"] - 0.07) + abs(literals["BETA"] - 0.9))
+    crossed, generations = 0, []
+    for _ in range(40):
+        before = game.trials() if studies(game) else []
+        name = game.history[-1].details.get("study")
+        done = game.turn()
+        after = game.trials()
+        generations.append(after[-1].system_attrs["cmawm:generation"])
+        if name and done.details["study"] != name:
+            crossed += 1
+            told = [trial for trial in after if trial.state == TrialState.COMPLETE]
+            generation, state = state_of(before)
+            assert len(before) == 15 and state_of(told) == (generation, state)
+            ours = [trial.params for trial in before if trial.system_attrs.get("cmawm:generation") == generation]
+            assert [trial.params for trial in told] == ours, "the last of which was open in the old log"
+    assert crossed >= 3 and len(studies(game)) == crossed + 1
+    assert generations == [turn // 6 for turn in range(40)]
+
+
+def test_what_another_tried_is_learned_once_also_when_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "MOST", 15)
+    game = Game(tmp_path, SMOOTH, lambda literals: 1 + abs(literals["LR"] - 0.07))
+    known = [others(game, LR=rate).n for rate in (0.05, 0.06)]
+    for _ in range(30):
+        game.turn()
+    assert len(studies(game)) >= 3
+    learned = []
+    for log in sorted((tmp_path / ".autoresearch" / "search").iterdir()):
+        storage = JournalStorage(JournalFileBackend(str(log)))
+        for trial in optuna.load_study(study_name=log.stem, storage=storage).trials:
+            learned.append(trial.user_attrs.get("experiment"))
+    assert [learned.count(n) for n in known] == [1, 1]
+
+
+def test_a_log_that_a_killed_process_left_half_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "MOST", 9)
+    games = [Game(tmp_path / name, SMOOTH, rich) for name in ("whole", "killed")]
+    for game in games:
+        for _ in range(8):
+            game.turn()
+    name = game.history[-1].details["study"]
+    unfinished = tmp_path / "killed" / ".autoresearch" / "search" / f"{name}-2.new"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            game.search()
+    assert unfinished.exists()
+    for game in games:
+        done = game.turn()
+        assert done.details["study"] == f"{name}-2"
+    assert not unfinished.exists() and games[0].history[-1].literals == games[1].history[-1].literals
+
+
+def test_no_log_of_a_long_session_has_more_trials_than_the_limit(tmp_path: Path) -> None:
+    game = Game(tmp_path, SMOOTH, lambda literals: 1 + abs(literals["LR"] - 0.07) + abs(literals["BETA"] - 0.9))
+    for _ in range(200):
+        game.turn()
+        assert len(game.trials()) <= study.MOST
+    assert len(studies(game)) >= 4
 
 
 # -- an incumbent that others move ---------------------------------------------------------------------------------------

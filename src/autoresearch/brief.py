@@ -224,7 +224,7 @@ def _unmoved(facts: Facts) -> list[str]:
     if seen is None:
         seen = {}
         for done in facts.history:
-            note_values(seen, done)
+            note_values(seen, done.literals)
     return [name for name, value in settings.items() if seen.get(name, value) == value]
 
 

@@ -17,9 +17,10 @@ what is next. Of a settled experiment only what is asked of thousands at a time 
 import contextlib
 import fcntl
 import json
+import marshal
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from sys import intern
 from typing import Any, cast
@@ -140,11 +141,6 @@ class Experiment:
         """What the judge found: an outcome of standing.Judgement."""
         return str((self.judgement or {}).get("outcome", ""))
 
-    @property
-    def whole(self) -> "Experiment":
-        """With all its fields in memory."""
-        return self
-
     def ran(self, result: RunResult) -> "Experiment":
         """With one more run that counts."""
         return replace(self, runs=(*self.counted, result), result=result)
@@ -172,6 +168,7 @@ class Experiment:
 
 
 FIELDS = frozenset(each.name for each in fields(Experiment))
+REQUIRED = frozenset(each.name for each in fields(Experiment) if each.default is MISSING and each.default_factory is MISSING)
 FIELDS_OF_RESULT = frozenset(each.name for each in fields(RunResult))
 
 
@@ -181,22 +178,47 @@ def result_from(data: dict[str, Any]) -> RunResult:
     return RunResult(**{name: value for name, value in data.items() if name in FIELDS_OF_RESULT})
 
 
+def shared(word: Any) -> Any:
+    """One object for all that are the same."""
+    return intern(word) if isinstance(word, str) else word
+
+
+PACKED = 2  # the version of Python's marshal: the newer ones look for objects that are there twice, and take twice as long
+NAMES: dict[tuple[str, ...], tuple[str, ...]] = {}  # the names of literals, each set of them once
+
+
 class Past:
     """A settled experiment as the journal holds it, in place of an Experiment: what is asked of thousands at a time is in memory,
-    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all."""
+    the rest is read from its line in experiments.jsonl whenever it is asked for. `Journal.wholes` reads all of all.
+
+    Literals and details are packed, each experiment's in one piece, and made anew whenever they are asked for: as dicts they
+    would take four times as much. The names of literals are one tuple for all experiments that have the same."""
 
     WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
     VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
-    __slots__ = (*WORDS, *VALUES, "_at", "_path", "_scores")
+    __slots__ = (*WORDS, *VALUES, "_at", "_details", "_literals", "_names", "_path", "_scores")
 
-    def __init__(self, done: Experiment, path: Path, at: int) -> None:
-        for name in self.WORDS:
-            value = getattr(done, name)
-            setattr(self, name, intern(value) if isinstance(value, str) else value)
-        for name in self.VALUES:
-            setattr(self, name, getattr(done, name))
+    def __init__(self, data: dict[str, Any], path: Path, at: int) -> None:
+        """`data`: what its line holds, the one at this place of the file. No Experiment is made of it: that takes nearly as
+        long as to parse the line. Raises KeyError where a field is missing."""
+        if not REQUIRED <= data.keys():
+            raise KeyError(*(REQUIRED - data.keys()))
+        get, result = data.get, data.get("result") or {}
+        self.session, self.fingerprint = shared(data["session"]), shared(data["fingerprint"])
+        self.status, self.category = shared(get("status", "")), shared(get("category", ""))
+        self.crash_class, self.verdict = shared(result.get("crash_class", "")), shared((get("judgement") or {}).get("outcome", ""))
+        self.n, self.code_key, self.commit, self.baseline = data["n"], data["code_key"], get("commit"), get("baseline", False)
+        self.incumbent_bpb, self.expected_gain = get("incumbent_bpb"), get("expected_gain")
+        self.val_bpb, self._scores = result.get("val_bpb"), None
+        if len(get("runs") or ()) > 1:
+            several = Experiment.from_dict(data)
+            self.val_bpb, self._scores = several.val_bpb, several.scores
         self._at, self._path = at, path
-        self._scores = done.scores if len(done.runs) > 1 else None
+        literals, details = get("literals"), get("details")
+        names = None if literals is None else tuple(literals)
+        self._names = names and NAMES.setdefault(names, names)
+        self._literals = marshal.dumps(tuple((literals or {}).values()), PACKED)
+        self._details = marshal.dumps(details, PACKED) if details else b""
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not in memory."""
@@ -207,6 +229,14 @@ class Past:
         if self._scores is not None:
             return self._scores
         return () if self.val_bpb is None else (self.val_bpb,)
+
+    @property
+    def literals(self) -> dict[str, Any] | None:
+        return None if self._names is None else dict(zip(self._names, marshal.loads(self._literals), strict=True))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return marshal.loads(self._details) if self._details else {}
 
     @property
     def whole(self) -> Experiment:
@@ -220,10 +250,10 @@ class Past:
 SEVERAL = object()  # values
 
 
-def note_values(seen: dict[str, Any], experiment: Experiment) -> None:
-    """Remember of each literal the one value that it has had so far, or that they were SEVERAL."""
-    for name, value in (experiment.literals or {}).items():
-        if seen.setdefault(name, value) != value:
+def note_values(seen: dict[str, Any], literals: dict[str, Any] | None) -> None:
+    """Remember of each literal of an experiment the one value that it has had so far, or that they were SEVERAL."""
+    for name, value in (literals or {}).items():
+        if (before := seen.setdefault(name, value)) is not SEVERAL and before != value:
             seen[name] = SEVERAL
 
 
@@ -343,12 +373,13 @@ class Journal:
         """Every experiment that came to its end, oldest first."""
         if self._settled is None:
             # One whose line was cut, if of its newline alone, is written again by `unfinished`.
-            self._settled = read_placed_lines(self._lines, lambda data, at: self._past(Experiment.from_dict(data), at))
+            self._settled = read_placed_lines(self._lines, self._past)
         return self._settled
 
-    def _past(self, done: Experiment, at: int) -> Experiment:
-        note_values(self._values.setdefault(done.fingerprint, {}), done)
-        return cast(Experiment, Past(done, self._lines, at))
+    def _past(self, data: dict[str, Any], at: int) -> Experiment:
+        past = Past(data, self._lines, at)
+        note_values(self._values.setdefault(past.fingerprint, {}), data.get("literals"))
+        return cast(Experiment, past)
 
     def wholes(self) -> Iterator[Experiment]:
         """The same with all that is known of each, read one by one."""
@@ -367,8 +398,8 @@ class Journal:
         """The experiment's last step. May be repeated."""
         experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
-            at = append_line(self._lines, asdict(experiment))
-            self.settled().append(self._past(experiment, at))
+            data = asdict(experiment)
+            self.settled().append(self._past(data, append_line(self._lines, data)))
         return experiment
 
     def repeats(self, n: int) -> list[RunResult]:

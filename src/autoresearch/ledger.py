@@ -56,7 +56,7 @@ class Ledger:
 
 
 def asked_from(data: dict[str, Any]) -> Asked:
-    known = {name: value for name, value in data.items() if name in FIELDS}
+    known = data if data.keys() <= FIELDS else {name: value for name, value in data.items() if name in FIELDS}
     return Asked(**known | {name: intern(known[name]) for name in ("session", "researcher", "outcome")})
 
 

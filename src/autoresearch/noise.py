@@ -46,9 +46,10 @@ def estimate(prior: Prior, groups: Iterable[Sequence[float]]) -> Noise:
     """`groups`: the scores of each commit's runs."""
     squares, degrees = prior.weight * prior.sigma**2, 0
     for scores in groups:
-        middle = mean(scores) if len(scores) > 1 else 0.0
-        squares += sum((score - middle) ** 2 for score in scores) if len(scores) > 1 else 0.0
-        degrees += max(0, len(scores) - 1)
+        if len(scores) > 1:  # of thousands hardly any
+            middle = mean(scores)
+            squares += sum((score - middle) ** 2 for score in scores)
+            degrees += len(scores) - 1
     return Noise(math.sqrt(squares / (prior.weight + degrees)), prior.weight + degrees, degrees)
 
 

@@ -49,8 +49,8 @@ class Judgement:
 
 def scores_of(journal: Journal, experiment: Experiment) -> tuple[float, ...]:
     """Of all its runs, those that were made later too."""
-    later = (run.val_bpb for run in journal.repeats(experiment.n))
-    return (*experiment.scores, *(score for score in later if score is not None))
+    later = [run.val_bpb for run in journal.repeats(experiment.n) if run.val_bpb is not None]
+    return (*experiment.scores, *later) if later else experiment.scores
 
 
 def noise_of(journal: Journal, fingerprint: str, prior: Prior, running: Experiment | None = None) -> Noise:

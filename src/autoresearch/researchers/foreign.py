@@ -6,8 +6,9 @@ the step size.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import optuna
 from optuna._transform import _SearchSpaceTransform
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 # Attributes of a trial: two of Optuna's own for CMA-ES with margin (generation, raw place), and whose it is where it is not ours.
 GENERATION, PLACE, FOREIGN = "cmawm:generation", "x_for_tell", "experiment"
+LEARNED = "learned"  # of a study: the experiments that were put into those that it goes on from
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,21 @@ class Point:
 
 
 def inject(
-    study: optuna.Study, space: Mapping[str, BaseDistribution], points: Sequence[Point], population: int, sigma: float
+    study: optuna.Study, space: Mapping[str, BaseDistribution], points: Iterable[Point], population: int, sigma: float
 ) -> None:
-    """Put those points into the study that it does not know yet, as far as there is room."""
+    """Put those points into the study that it does not know yet, as far as there is room. `points`: the best first; no more of
+    them are asked for than there is room for."""
     told = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    known = {trial.user_attrs.get(FOREIGN) for trial in told}
+    known = learned(study, told)
     generations = [trial.system_attrs[GENERATION] for trial in told if GENERATION in trial.system_attrs]
     now = max(generations, default=0)
     if generations.count(now) >= population:  # full: the next ask begins another
         now += 1
     there = sum(trial.system_attrs.get(GENERATION) == now for trial in told if FOREIGN in trial.user_attrs)
-    new = sorted((point for point in points if point.experiment not in known), key=lambda point: point.score)
+    new = (point for point in points if point.experiment not in known)
     names = [name for name in sorted(space) if not space[name].single()]  # the sampler leaves out what has one value only
     centre = _centre(told, names, space, now)
-    for point in new[: max(0, population // 2 - there)]:
+    for point in islice(new, max(0, population // 2 - there)):
         place = [_share(space[name], point.numbers[name]) for name in names]
         study.add_trial(
             optuna.trial.create_trial(
@@ -50,6 +53,11 @@ def inject(
                 system_attrs={GENERATION: now, PLACE: _drawn_in(place, centre, sigma)},
             )
         )
+
+
+def learned(study: optuna.Study, told: Iterable[FrozenTrial]) -> set[int]:
+    """The numbers of the experiments that were put into it. `told`: its finished trials."""
+    return {*study.user_attrs.get(LEARNED, ()), *(trial.user_attrs[FOREIGN] for trial in told if FOREIGN in trial.user_attrs)}
 
 
 def _centre(told: Sequence[FrozenTrial], names: Sequence[str], space: Mapping[str, BaseDistribution], now: int) -> list[float]:

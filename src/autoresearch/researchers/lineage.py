@@ -2,22 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from autoresearch.journal import Experiment
 from autoresearch.results import KEEP
 
+NONE = object()  # the value of a literal that is not there
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Link:
     done: Experiment
     before: Experiment | None  # the incumbent that it changed; None for a baseline
 
-    @cached_property
-    def changed(self) -> frozenset[str]:
-        """The literals that differ from the incumbent's."""
+    @property
+    def changed(self) -> set[str]:
+        """The literals that differ from the incumbent's. Made anew at each call: thousands of them would fill the memory."""
         old, new = (self.before and self.before.literals) or {}, self.done.literals or {}
-        return frozenset(name for name in old.keys() | new.keys() if name not in old or name not in new or old[name] != new[name])
+        return {name for name, value in new.items() if old.get(name, NONE) != value} | (old.keys() - new.keys())
 
 
 def lineage(history: Sequence[Experiment]) -> list[Link]:

@@ -8,29 +8,20 @@ one of three. A crash, out of memory above all, and a run that was stopped early
 One study for each set of continuous literals and fingerprint lasts through all changes of structure. What those gained is taken out
 of the scores that it is told: a kept step that left its literals alone lowers every score after it by the same, so that only what
 the continuous literals do is compared. Of a proposal of another's that moved both nobody knows which did it: it is told as it is.
-What was asked and told is kept by Optuna in `.autoresearch/search/`.
+What was asked and told is kept by Optuna in `.autoresearch/search/`: study.py.
+
+It goes by all that was tried, of which there may be thousands: what it makes of each is small, or made and left.
 """
 
-import hashlib
-import json
-import logging
-import math
-import os
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.distributions import FloatDistribution
-from optuna.samplers import CmaEsSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autoresearch.journal import Experiment
-from autoresearch.lab import Lab
 from autoresearch.literals import code_key, set_literals, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed
 from autoresearch.researchers.foreign import Point, inject
@@ -38,15 +29,12 @@ from autoresearch.researchers.lineage import Link, gained, line, lineage
 from autoresearch.researchers.said import describe
 from autoresearch.researchers.space import Dimension, space
 from autoresearch.researchers.steps import attempts, steps
+from autoresearch.researchers.study import POPULATION, SIGMA, continued, distributions_of, open_study
 
-# First step size, as a fraction of a literal's range (0.05 is a factor of 1.15 on a log range of 1/4 to 4), and trials in a
-# generation: the best of benchmarks/search.py over 20 to 100 trials.
-SIGMA = 0.05
-POPULATION = 6
 CYCLE, STEPS_FIRST, STEPS_LATER = 3, 2, 1  # of three proposals, how many are steps: while one is promising, and afterwards
 ATTEMPTS = 50  # points that are asked for until one is new
-
-optuna.logging.set_verbosity(logging.ERROR)
+OURS = frozenset(("step", "study"))  # one of them is in the details of each of its proposals
+LARGEST = 1e9  # what is told where nothing was measured
 
 
 @dataclass(frozen=True)
@@ -59,11 +47,11 @@ class Scores:
     def of(self, done: Experiment) -> float | None:
         return None if done.val_bpb is None else done.val_bpb + self.gained[done.n]
 
-    @property
+    @cached_property
     def penalty(self) -> float:
         """What a crash counts as: clearly worse than the worst that was measured."""
         known = [score for done in self.history if (score := self.of(done)) is not None]
-        return max(known) + (max(known) - min(known)) + 0.01 if known else 1e9
+        return max(known) + (max(known) - min(known)) + 0.01 if known else LARGEST
 
 
 class Search:
@@ -71,7 +59,6 @@ class Search:
     thinks = False
 
     def propose(self, context: Context) -> Proposal:
-        context = replace(context, history=[done.whole for done in context.history])  # it goes by the literals of all of them
         links = lineage(context.history)
         ours = line(links, code_key(context.source))
         first = ours[0].done if ours else None
@@ -81,7 +68,7 @@ class Search:
             raise ResearcherFailed(
                 "train.py has no ALL_CAPS literal that search could change: write one, or use another researcher"
             )
-        turn = sum("step" in link.done.details or "study" in link.done.details for link in ours) % CYCLE
+        turn = sum(not OURS.isdisjoint(link.done.details) for link in ours) % CYCLE
         step, promising = _step(context, ours, dims, f"{first.fingerprint} {first.session}" if first else "")
         if step and turn < (STEPS_FIRST if promising else STEPS_LATER):
             return step
@@ -114,9 +101,12 @@ def _sample(
     """A new point of the continuous literals, from CMA-ES; None if it has none."""
     current = values(context.source)
     scores = Scores(context.history, gained(links, dims))
-    study = _study(context.lab, dims, first)
+    folder, session = context.lab.journal / "search", [first.fingerprint, first.session] if first else []
+    begun_with = first.val_bpb if first and first.val_bpb is not None else LARGEST
+    study = open_study(folder, session, dims, min(begun_with, LARGEST))
     told = _tell(study, scores)
-    distributions = _distributions(dims)
+    study = continued(study, folder, dims)
+    distributions = distributions_of(dims)
     inject(study, distributions, _points(links, scores, dims, origin), POPULATION, SIGMA)
     known = {code_key(context.source): None} | {done.code_key: scores.of(done) for done in context.history}
     for _ in range(ATTEMPTS):
@@ -132,42 +122,16 @@ def _sample(
     return None
 
 
-def _distributions(dims: Mapping[str, Dimension]) -> dict[str, optuna.distributions.BaseDistribution]:
-    return {name: FloatDistribution(*dim.limits(), log=True) for name, dim in dims.items()}
-
-
-def _study(lab: Lab, dims: Mapping[str, Dimension], first: Experiment | None) -> optuna.Study:
-    """The study of this space; new ones begin at the session's first values, with its first experiment as their first trial."""
-    shape = {name: [dim.kind, dim.value] for name, dim in dims.items()}
-    # The session's tag is in the key, and so in the seed: another session goes another way, the same one the same way.
-    session = [first.fingerprint, first.session] if first else []
-    key = hashlib.sha256(json.dumps([session, shape], sort_keys=True).encode()).hexdigest()[:12]
-    folder = lab.journal / "search"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{key}.log"
-    _mend_tail(log)
-    lock: Any = _NoLock()
-    storage = JournalStorage(JournalFileBackend(str(log), lock))
-    start = {name: dim.encode(dim.value) for name, dim in dims.items()}
-    with warnings.catch_warnings():  # x0 and sigma0 are to go in Optuna 6; pyproject.toml stays below it
-        warnings.simplefilter("ignore")
-        sampler = CmaEsSampler(x0=start, sigma0=SIGMA, popsize=POPULATION, seed=int(key, 16) % 2**31, with_margin=True)
-    study = optuna.create_study(study_name=key, storage=storage, sampler=sampler, load_if_exists=True)
-    if not study.get_trials(deepcopy=False):
-        value = first.val_bpb if first and first.val_bpb is not None else math.inf
-        study.add_trial(optuna.trial.create_trial(params=start, distributions=_distributions(dims), value=min(value, 1e9)))
-    return study
-
-
 def _tell(study: optuna.Study, scores: Scores) -> int:
     """Give the study what became of its open trials, the penalty for a crash. Returns how many were told."""
-    outcomes = {
-        done.details["trial"]: scores.of(done)
-        for done in scores.history
-        if done.details.get("study") == study.study_name and "trial" in done.details
-    }
+    trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    outcomes: dict[int, float | None] = {}
+    for done in scores.history if trials else ():
+        details = done.details
+        if details.get("study") == study.study_name and "trial" in details:
+            outcomes[details["trial"]] = scores.of(done)
     told = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for trial in trials:
         if trial.number in outcomes:
             score = outcomes[trial.number]
             study.tell(trial.number, scores.penalty if score is None else score)
@@ -177,30 +141,15 @@ def _tell(study: optuna.Study, scores: Scores) -> int:
     return told
 
 
-def _points(links: Iterable[Link], scores: Scores, dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> list[Point]:
-    """What others tried in this space. What left these literals alone, a step or a change of code, says nothing of them."""
-    points = []
-    for link in links:
-        done, literals, score = link.done, link.done.literals or {}, scores.of(link.done)
-        if score is None or "study" in done.details or not all(dim.holds(literals.get(name)) for name, dim in dims.items()):
+def _points(links: Sequence[Link], scores: Scores, dims: Mapping[str, Dimension], origin: Mapping[str, Any]) -> Iterator[Point]:
+    """What others tried in this space, the best first. What left these literals alone, a step or a change of code, says nothing
+    of them."""
+    ranked = sorted((score, place) for place, link in enumerate(links) if (score := scores.of(link.done)) is not None)
+    for score, place in ranked:
+        link = links[place]
+        if "study" in link.done.details:
             continue
-        before = link.before.literals or {} if link.before else origin
-        if any(literals[name] != before.get(name) for name in dims):
-            points.append(Point(done.n, {name: dim.encode(literals[name]) for name, dim in dims.items()}, score))
-    return points
-
-
-class _NoLock:
-    """For Optuna's file: we hold the lab's lock. Its own would outlive a killed process, and the next one wait 30 s for it."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-def _mend_tail(log: Path) -> None:
-    """Cut off a last line that a killed process left half written: Optuna would not read the file again."""
-    if log.exists() and not (data := log.read_bytes()).endswith(b"\n"):
-        os.truncate(log, data.rfind(b"\n") + 1)
+        literals, before = link.done.literals or {}, link.before.literals or {} if link.before else origin
+        moved = any(literals.get(name) != before.get(name) for name in dims)
+        if moved and all(dim.holds(literals.get(name)) for name, dim in dims.items()):
+            yield Point(link.done.n, {name: dim.encode(literals[name]) for name, dim in dims.items()}, score)

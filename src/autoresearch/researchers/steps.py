@@ -21,11 +21,11 @@ from autoresearch.results import CRASH, KEEP
 Move = tuple[str, int]  # a literal, and 1 for up or -1 for down
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attempt:
     move: Move
     status: str  # keep, discard or crash
-    start: Mapping[str, Any]  # the discrete literals that it was made from
+    start: Mapping[str, Any]  # the discrete literals that it was made from, one object for all from the same incumbent
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ def discrete(literals: Mapping[str, Any], dims: Mapping[str, Dimension]) -> dict
 
 def attempts(links: Iterable[Link], dims: Mapping[str, Dimension]) -> list[Attempt]:
     """The single steps among what was tried, oldest first."""
-    found = []
+    found: list[Attempt] = []
+    starts: dict[int, Mapping[str, Any]] = {}  # by the incumbent's number
     for link in links:
-        if link.before and len(link.changed) == 1 and (move := _move(link, dims)):
-            found.append(Attempt(move, link.done.status, discrete(link.before.literals or {}, dims)))
+        if link.before and len(changed := link.changed) == 1 and (move := _move(link, changed.pop(), dims)):
+            if link.before.n not in starts:
+                starts[link.before.n] = discrete(link.before.literals or {}, dims)
+            found.append(Attempt(move, link.done.status, starts[link.before.n]))
     return found
 
 
-def _move(link: Link, dims: Mapping[str, Dimension]) -> Move | None:
-    (name,) = link.changed
+def _move(link: Link, name: str, dims: Mapping[str, Dimension]) -> Move | None:
+    """Which move the change of this literal was; None if none."""
     dim = dims.get(name)
     old, new = ((each.literals or {}).get(name) for each in (link.before, link.done) if each)
     if dim is None or not dim.discrete or not dim.holds(old):
