@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Cli, bpb, git, toy
+from conftest import Cli, bpb, fewer_tokens, git, toy
 from labs import agent, picture, rows, setting, tip
 
 from autoresearch.literals import values
@@ -118,6 +118,8 @@ def test_the_branch_it_was_made_from_is_the_one_to_merge_into(lab: Path, tmp_pat
     assert session(lab, "first")["base"] == "dev"
     assert cli("setup", "--tag", "second").returncode == 0
     assert session(lab, "second")["base"] is None, "another session's branch is none to merge into"
+    git(lab, "switch", "--quiet", "autoresearch/first")
+    fewer_tokens(lab)
     done = cli("loop", "--max", "1", "--tag", "first", "--researcher", agent(tmp_path, setting("LR", 0.2)))
     assert done.stderr.splitlines()[-1].endswith("git checkout dev && git merge autoresearch/first")
 
