@@ -111,9 +111,9 @@ def main() -> int:
         made = history(size)
         with tempfile.TemporaryDirectory() as folder:
             lab = lab_with(made, Path(folder))
-            told, noted = facts.of_lab(lab), facts.Journal(lab).values("f")
+            told = facts.of_lab(lab)
             incumbent = [done for done in made if done.status == "keep"][-1]
-            told = brief.Facts(**{**vars(told), "history": made, "incumbent": incumbent, "values": noted})
+            told = brief.Facts(**{**vars(told), "history": made, "incumbent": incumbent})
             times, whole = [], []
             for _ in range(REPEATS):
                 began = time.perf_counter()

@@ -16,7 +16,7 @@ from conftest import ROOT, Cli, git, make_lab, scored
 from labs import agent, copy_of, forked, setting
 
 from autoresearch.errors import NotReady
-from autoresearch.journal import SEVERAL, Experiment, Journal, RunResult
+from autoresearch.journal import Experiment, Journal, RunResult
 from autoresearch.lab import Lab
 from autoresearch.literals import values
 from autoresearch.researchers import Context, Proposal
@@ -208,9 +208,3 @@ def test_literals_and_details_come_back_from_memory_as_they_were(tmp_path: Path)
     (tmp_path / ".autoresearch" / "experiments.jsonl").unlink()
     assert repr(settled[0].literals) == repr(literals) and repr(settled[0].details) == repr(details)
     assert [(done.literals, done.details) for done in settled[1:]] == [(None, {}), ({}, {})]
-
-
-def test_a_setting_counts_as_moved_once_two_experiments_differ_in_it(tmp_path: Path) -> None:
-    same = {"A": 1, "B": 2}
-    journal = journal_of(tmp_path, replace(past(1), literals=same), replace(past(2), literals={"A": 1, "B": 3}))
-    assert journal.values("f") == {"A": 1, "B": SEVERAL} and journal.values("other") == {}

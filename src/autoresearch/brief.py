@@ -11,7 +11,7 @@ from heapq import nsmallest
 from typing import Any
 
 from autoresearch.experiment.curve import Curve
-from autoresearch.journal import Experiment, note_values
+from autoresearch.journal import Experiment
 from autoresearch.researchers import CATEGORIES
 from autoresearch.researchers.said import FORM
 from autoresearch.results import CRASH, KEEP
@@ -55,7 +55,6 @@ class Facts:
     running: Experiment | None = None  # what trains just now
     curve: Curve = ()  # of the last run
     settings: Mapping[str, Any] | None = None  # the literals of the train.py to start from, where no incumbent has them
-    values: Mapping[str, Any] | None = None  # Journal.values; None: as the history has them
 
 
 def write(facts: Facts) -> str:
@@ -220,12 +219,10 @@ def _untried(facts: Facts) -> str:
 def _unmoved(facts: Facts) -> list[str]:
     """Literals of the incumbent that have had one value through all experiments."""
     settings = facts.incumbent.literals if facts.incumbent and facts.incumbent.literals else facts.settings or {}
-    seen = facts.values
-    if seen is None:
-        seen = {}
-        for done in facts.history:
-            note_values(seen, done.literals)
-    return [name for name, value in settings.items() if seen.get(name, value) == value]
+    for done in facts.history:
+        literals = done.literals or {}
+        settings = {name: value for name, value in settings.items() if literals.get(name, value) == value}
+    return list(settings)
 
 
 def _running(running: Experiment | None) -> str:

@@ -71,5 +71,4 @@ def _facts(
         running=running,
         curve=next(filter(None, curves), ()),
         settings=settings,
-        values=journal.values(history[-1].fingerprint) if history else {},
     )

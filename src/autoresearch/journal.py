@@ -247,16 +247,6 @@ class Past:
         raise NotReady(f"{self._path} was changed while it was in use (experiment {self.n} is not where it was): start again")
 
 
-SEVERAL = object()  # values
-
-
-def note_values(seen: dict[str, Any], literals: dict[str, Any] | None) -> None:
-    """Remember of each literal of an experiment the one value that it has had so far, or that they were SEVERAL."""
-    for name, value in (literals or {}).items():
-        if (before := seen.setdefault(name, value)) is not SEVERAL and before != value:
-            seen[name] = SEVERAL
-
-
 @dataclass(frozen=True)
 class SessionRecord:
     """What a session is, kept across starts of the loop."""
@@ -276,7 +266,6 @@ class Journal:
         self.root = lab.journal
         self._lines = self.root / "experiments.jsonl"
         self._settled: list[Experiment] | None = None
-        self._values: dict[str, dict[str, Any]] = {}
         self._repeats: dict[int, list[RunResult]] | None = None
 
     # -- one process at a time -----------------------------------------------------------------------------------
@@ -356,9 +345,13 @@ class Journal:
     def folder(self, n: int) -> Path:
         return self.root / "runs" / str(n)
 
+    def _last(self) -> int:
+        """The number of the newest settled experiment, without reading those before it."""
+        return done[-1].n if (done := self.newest(1)) else 0
+
     def next_number(self) -> int:
         """One more than any experiment that was ever begun here."""
-        last = self.settled()[-1].n if self.settled() else 0
+        last = self._last()
         while self.folder(last + 1).exists():
             last += 1
         return last + 1
@@ -377,18 +370,11 @@ class Journal:
         return self._settled
 
     def _past(self, data: dict[str, Any], at: int) -> Experiment:
-        past = Past(data, self._lines, at)
-        note_values(self._values.setdefault(past.fingerprint, {}), data.get("literals"))
-        return cast(Experiment, past)
+        return cast(Experiment, Past(data, self._lines, at))
 
     def wholes(self) -> Iterator[Experiment]:
         """The same with all that is known of each, read one by one."""
         return iterate(self._lines, lambda data, _: Experiment.from_dict(data))
-
-    def values(self, fingerprint: str) -> dict[str, Any]:
-        """The one value that each literal has had under these conditions, or SEVERAL."""
-        self.settled()
-        return self._values.get(fingerprint, {})
 
     def numbers(self, tag: str | None = None) -> dict[str, int]:
         """Each settled experiment's number by its commit as results.tsv has it; of one session or of all."""
@@ -423,8 +409,7 @@ class Journal:
     def current(self) -> tuple[Experiment, float] | None:
         """The experiment that is being worked on, or was left behind, and when it came to its stage (seconds since 1970). For
         onlookers: `unfinished` is for whoever holds the lock."""
-        n = done[-1].n if (done := self.newest(1)) else 0
-        found = None
+        n, found = self._last(), None
         while self.folder(n + 1).exists():
             n += 1
             state = self.folder(n) / "state.json"
@@ -436,7 +421,7 @@ class Journal:
 
     def unfinished(self) -> Experiment | None:
         """The experiment that a process left behind, if any: at most one, begun after all settled ones."""
-        n = self.settled()[-1].n if self.settled() else 0
+        n = self._last()
         while self.folder(n + 1).exists():
             n += 1
             state = self.folder(n) / "state.json"
