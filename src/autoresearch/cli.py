@@ -239,7 +239,9 @@ def _open_session(lab: Lab, arguments: argparse.Namespace, view: "View", allowed
     from autoresearch.session import Session, gone
     from autoresearch.setup import Wishes, check_clean, setup, tag_of
 
-    ratchet, journal, machine = Ratchet(lab.root), Journal(lab), hardware.probe()
+    ratchet, journal = Ratchet(lab.root), Journal(lab)
+    journal.read_ahead()
+    machine = hardware.probe()
     ready, problems = hardware.readiness(machine)
     if not ready:
         raise NotReady("; ".join(problems))

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from sys import intern
+from threading import Thread
 from typing import Any, cast
 
 from autoresearch import owner
@@ -266,6 +267,7 @@ class Journal:
         self.root = lab.journal
         self._lines = self.root / "experiments.jsonl"
         self._settled: list[Experiment] | None = None
+        self._reader: Thread | None = None
         self._repeats: dict[int, list[RunResult]] | None = None
 
     # -- one process at a time -----------------------------------------------------------------------------------
@@ -362,11 +364,26 @@ class Journal:
         write_atomically(self.folder(experiment.n) / "state.json", json.dumps(asdict(experiment), indent=1) + "\n")
         return experiment
 
+    def read_ahead(self) -> None:
+        """Begin to read all experiments, while others are waited for: of thousands that takes a part of a second."""
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # whoever asks for them meets it again
+                self._read()
+
+        self._reader = Thread(target=read, daemon=True)
+        self._reader.start()
+
     def settled(self) -> list[Experiment]:
         """Every experiment that came to its end, oldest first."""
-        if self._settled is None:
-            # One whose line was cut, if of its newline alone, is written again by `unfinished`.
-            self._settled = read_placed_lines(self._lines, self._past)
+        if self._reader:
+            self._reader.join()
+            self._reader = None
+        return self._read() if self._settled is None else self._settled
+
+    def _read(self) -> list[Experiment]:
+        # One whose line was cut, if of its newline alone, is written again by `unfinished`.
+        self._settled = read_placed_lines(self._lines, self._past)
         return self._settled
 
     def _past(self, data: dict[str, Any], at: int) -> Experiment:

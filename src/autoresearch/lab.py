@@ -8,11 +8,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 from typing import Any
 
 from autoresearch.errors import NotReady
@@ -127,10 +126,9 @@ def copy_helpers(lab: Lab, folder: Path) -> Path:
     return folder
 
 
-def data_fingerprint(copy: Path, thorough: bool = False, meanwhile: Callable[[], object] = lambda: None) -> str:
-    """Hash of the prepared data, by the prepare.py in `copy`; it takes a while to say. Raises NotReady with that file's own line if
-    there is none."""
-    return _ask_prepare(copy, "check_data" if thorough else "data_fingerprint", meanwhile)
+def data_fingerprint(copy: Path, thorough: bool = False) -> str:
+    """Hash of the prepared data, by the prepare.py in `copy`. Raises NotReady with that file's own line if there is none."""
+    return _ask_prepare(copy, "check_data" if thorough else "data_fingerprint")
 
 
 def held_out_files(copy: Path) -> tuple[Path, ...]:
@@ -138,17 +136,15 @@ def held_out_files(copy: Path) -> tuple[Path, ...]:
     return tuple(map(Path, _ask_prepare(copy, "hidden_files").splitlines()))
 
 
-def _ask_prepare(copy: Path, question: str, meanwhile: Callable[[], object] = lambda: None) -> str:
+def _ask_prepare(copy: Path, question: str) -> str:
     """What this function of the prepare.py in `copy` says, in a process of its own. Raises NotReady."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import prepare; print(getattr(prepare, sys.argv[2])())"
     command = [sys.executable, "-I", "-B", "-c", code, str(copy), question]
-    with subprocess.Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True) as asked:
-        meanwhile()
-        answer, errors = asked.communicate()
-    if asked.returncode != 0:
-        lines = errors.strip().splitlines() or ["prepare.py failed without a word"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, start_new_session=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["prepare.py failed without a word"]
         raise NotReady(lines[-1].removeprefix("prepare.NotReady: "))
-    return answer.strip()
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -54,7 +54,7 @@ class Session:
         self.held_before = (hardware.gpu_in_use_mb(machine.gpu_uuid) or 0) if machine.device == "cuda" else 0
         self.constants = lab.constants()
         self.helpers = copy_helpers(lab, journal.session_folder(record.tag))
-        parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers, meanwhile=journal.settled))
+        parts = fingerprint_parts(lab, machine, data_fingerprint(self.helpers))
         self.record = replace(record, fingerprint=fingerprint(parts), parts=parts)
         self.fixed = {name: self._content(name) for name in READ_ONLY}
         self._tell_differences(record.parts, parts)
