@@ -41,8 +41,10 @@ class Arena:
                     best = self.naive_best if harness == NAIVE else self.our_best
                     self.jobs[cheat.name, harness] = self.pool.submit(self.run, cheat, harness, best)
 
-    def seen(self, cheat: Cheat, harness: str) -> Seen:
-        return self.jobs[cheat.name, harness].result()
+    def seen(self, cheat: Cheat, level: str) -> tuple[Seen, Seen]:
+        """What came of it in the naive harness, and in ours."""
+        self.begin([(cheat, level)])
+        return self.jobs[cheat.name, NAIVE].result(), self.jobs[cheat.name, level].result()
 
     def run(self, cheat: Cheat, harness: str, best: float) -> Seen:
         prepare = Path(__file__).parent / "naive_prepare.py" if harness == NAIVE else ROOT / "prepare.py"
