@@ -131,6 +131,23 @@ def test_all_of_a_settled_experiment_can_be_had_although_little_of_it_is_in_memo
     assert [done.description for done in journal.wholes()] == [done.description for done in made]
 
 
+def test_what_was_read_ahead_is_what_is_there(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, past(1), past(2))
+    journal.read_ahead()
+    assert [done.n for done in journal.settled()] == [1, 2]
+    journal.settle(past(3))
+    assert [done.n for done in journal.settled()] == [1, 2, 3]
+
+
+def test_a_journal_that_can_t_be_read_ahead_is_told_to_whoever_asks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".autoresearch" / "experiments.jsonl").mkdir(parents=True)
+    journal = Journal(Lab(tmp_path))
+    journal.read_ahead()
+    with pytest.raises(IsADirectoryError):
+        journal.settled()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_journal_that_was_edited_under_a_loop_is_named_and_not_misread(tmp_path: Path) -> None:
     journal = journal_of(tmp_path, past(1), past(2))
     last = journal.settled()[-1]

@@ -54,6 +54,8 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 def evaluate(node: ast.expr, known: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The value of a literal or of arithmetic on numbers. Raises ValueError for anything else. `known`: values of names."""
+    if isinstance(node, ast.Constant):
+        return _bounded(node.value)  # literal_eval would say the same, and leave a cycle of functions behind
     if isinstance(node, ast.Name) and node.id in known:
         return known[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
