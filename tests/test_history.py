@@ -176,8 +176,8 @@ def real_past(count: int) -> list[Experiment]:
 
 def traced(work: Callable[[], Any]) -> tuple[int, int]:
     """By how many bytes more memory is held after it, and was at its peak."""
-    gc.freeze()  # what other tests left would make Python wait longer until it looks for garbage
     gc.collect()
+    gc.disable()  # garbage then counts always, and not by chance
     tracemalloc.start()
     try:
         kept = work()
@@ -185,7 +185,7 @@ def traced(work: Callable[[], Any]) -> tuple[int, int]:
         del kept
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
+        gc.enable()
     return held, peak
 
 

@@ -13,6 +13,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import StringIO
 from types import MappingProxyType
 from typing import Any
@@ -201,6 +202,7 @@ def values(source: str) -> dict[str, Value]:
     return {name: each.value for name, each in read_literals(source).items() if isinstance(each.value, int | float | bool | str)}
 
 
+@lru_cache(maxsize=4)  # of one experiment's files each is asked for several times
 def code_key(source: str) -> str:
     """The same for two files that differ only in comments, docstrings, spacing or how a number is written, also where it is
     written in terms of other constants: `BATCH = 8 * ROWS` is `BATCH = 64` while ROWS is 8. Raises SyntaxError."""
