@@ -10,14 +10,15 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from conftest import ROOT, TOY_TRAIN, Cli, git, toy
+from conftest import ROOT, TOY_TRAIN, Cli, git, run_cli, toy
+from labs import copy_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -310,13 +311,15 @@ def test_every_outcome_is_told_once_also_after_a_restart(tmp_path: Path) -> None
     assert told == [done.val_bpb for done in game.history[1:-1]]
 
 
-def test_a_session_in_two_processes_goes_the_way_of_one(lab: Path, cli: Cli, tmp_path: Path) -> None:
-    assert cli("loop", "--max", "4", "--tag", "x").returncode == 0
-    whole = [line.split("\t")[1:] for line in (lab / "results.tsv").read_text().splitlines()]
-    subprocess.run(["git", "clone", "--quiet", "--branch", "main", str(lab), str(tmp_path / "again")], check=True)
-    for count in ("1", "3"):
-        assert cli("loop", "--max", count, "--tag", "x", cwd=tmp_path / "again").returncode == 0
-    parts = [line.split("\t")[1:] for line in (tmp_path / "again" / "results.tsv").read_text().splitlines()]
+def test_a_session_in_two_processes_goes_the_way_of_one(made: Path, environment: Mapping[str, str], tmp_path: Path) -> None:
+    def goes(name: str, *counts: str) -> list[list[str]]:
+        lab = copy_of(made, tmp_path / name)
+        for count in counts:
+            done = run_cli("loop", "--max", count, cwd=lab, env=environment)
+            assert done.returncode == 0, done.stderr
+        return [line.split("\t")[1:] for line in (lab / "results.tsv").read_text().splitlines()]
+
+    whole, parts = goes("whole", "4"), goes("parts", "1", "3")
     assert parts == whole and len(parts) == 6
 
 

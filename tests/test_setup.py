@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Cli, bpb, git, toy
+from conftest import Cli, bpb, fewer_tokens, git, toy
 from labs import agent, picture, rows, setting, tip
 
 from autoresearch.literals import values
@@ -115,6 +115,7 @@ def test_an_edited_program_comes_along(lab: Path, cli: Cli) -> None:
 def test_the_branch_it_was_made_from_is_the_one_to_merge_into(lab: Path, tmp_path: Path, cli: Cli) -> None:
     git(lab, "switch", "--quiet", "--create", "dev")
     assert cli("setup", "--tag", "first").returncode == 0
+    fewer_tokens(lab)
     assert session(lab, "first")["base"] == "dev"
     assert cli("setup", "--tag", "second").returncode == 0
     assert session(lab, "second")["base"] is None, "another session's branch is none to merge into"
