@@ -15,12 +15,12 @@ Worth knowing before reading on:
 - The data lies in <cache>/prepared/<source>-v<vocabulary>-t<length>/ with a manifest of hashes, checked when opened;
   other constants are prepared beside it. It is built in a temporary folder and renamed, so it is whole or not there.
 - <cache> is AUTORESEARCH_CACHE, else XDG_CACHE_HOME/autoresearch, else ~/.cache/autoresearch.
-- At the top only numpy and the standard library are imported: a fingerprint or `--help` shall not wait for torch.
+- At the top only numpy and what every run needs of the standard library are imported: a referee, a fingerprint or `--help`
+  shall not wait for torch, nor for what preparing alone needs.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import ctypes
@@ -28,10 +28,8 @@ import hashlib
 import io
 import itertools
 import json
-import lzma
 import math
 import mmap
-import multiprocessing
 import os
 import re
 import shutil
@@ -39,13 +37,10 @@ import signal
 import socket
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -55,6 +50,8 @@ import numpy as np
 from constants import DATASET, EVAL_TOKENS, MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
+
     import tiktoken
     import torch
 
@@ -392,6 +389,8 @@ def shared_file(name: str, content: bytes | int) -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
+        import tempfile
+
         descriptor, path = tempfile.mkstemp()
         Path(path).unlink()
     if isinstance(content, int):
@@ -507,6 +506,8 @@ def _seed() -> int:
 
 def _in_background(work: Callable[[], T]) -> Future[T]:
     """The coming result, or error, of `work` in a daemon thread: a crash elsewhere need not wait for it."""
+    from concurrent.futures import Future
+
     future: Future[T] = Future()
 
     def body() -> None:
@@ -905,6 +906,9 @@ def _write_rows(inputs: Inputs, split: str, folder: Path, pool: ProcessPoolExecu
 
 @contextlib.contextmanager
 def _tokenizing_processes(tokenizer: Path) -> Iterator[ProcessPoolExecutor]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     spawn = multiprocessing.get_context("spawn")  # the tokenizer's training left threads behind: no fork
     pool = ProcessPoolExecutor(min(cores, MAX_WORKERS), spawn, _start_worker, (tokenizer,))
@@ -918,6 +922,8 @@ _worker_encoding: tiktoken.Encoding  # of a tokenizing process
 
 
 def _start_worker(tokenizer: Path) -> None:
+    import multiprocessing
+
     global _worker_encoding
     _worker_encoding = _encoding(tokenizer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -1105,6 +1111,8 @@ def _inputs_changed(had: list[dict[str, Any]], num_shards: int | None) -> bool:
 
 def read_documents(path: Path) -> Iterator[str]:
     """The documents of one file, by its name's ending; long ones in parts. Raises NotReady where it can't be read."""
+    import lzma
+
     import pyarrow
 
     kind = path.name.lower().removesuffix(".xz").removesuffix(".zst").rpartition(".")[2]
@@ -1124,6 +1132,8 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
     ending = path.suffix.lower()
     if ending == ".xz":
+        import lzma
+
         return lzma.open(path)
     if ending == ".zst":
         return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
@@ -1307,6 +1317,9 @@ def _at_least_one(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    import argparse
+    from concurrent.futures.process import BrokenProcessPool
+
     parser = argparse.ArgumentParser(prog="prepare.py", description="Prepare the text that constants.py names, once.")
     shards_help = f"training shards of a Hugging Face source to download (default: {NUM_SHARDS})"
     parser.add_argument("--num-shards", type=_at_least_one, metavar="N", help=shards_help)

@@ -13,6 +13,7 @@ import pytest
 from conftest import CONSTANTS, ROOT, Cli
 
 from autoresearch.errors import NotReady
+from autoresearch.files import write_atomically
 from autoresearch.hardware import Hardware, probe
 from autoresearch.lab import (
     Lab,
@@ -21,7 +22,6 @@ from autoresearch.lab import (
     find_lab,
     fingerprint,
     fingerprint_parts,
-    write_atomically,
 )
 from autoresearch.literals import set_literals
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import bpb, environment_of, fewer_tokens, git, make_lab, run_cli, scored, subject
+from conftest import bpb, environment_of, git, run_cli, scored, subject
+from labs import copy_of
 
 # What the researcher tries, one proposal a line: an edit of train.py and what it says.
 IDEAS = """\
@@ -27,17 +28,15 @@ echo "${idea#*|}"
 
 
 @pytest.fixture(scope="module")
-def session(prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+def session(made: Path, prepared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
     """A lab after a real loop: a baseline, two kept, one discarded, one crashed."""
     folder = tmp_path_factory.mktemp("session")
     environment = environment_of(folder / "home", prepared_cache)
-    lab = make_lab(folder / "lab")
+    lab = copy_of(made, folder / "lab")
     (folder / "ideas").write_text(IDEAS)
     (folder / "agent.sh").write_text(AGENT)
     (folder / "agent.sh").chmod(0o755)
-    assert run_cli("setup", "--tag", "night", cwd=lab, env=environment).returncode == 0
-    fewer_tokens(lab)
-    done = run_cli("loop", "--max", "4", "--tag", "night", "--researcher", str(folder / "agent.sh"), cwd=lab, env=environment)
+    done = run_cli("loop", "--max", "4", "--researcher", str(folder / "agent.sh"), cwd=lab, env=environment)
     assert done.returncode == 0, done.stderr
     return lab, environment
 

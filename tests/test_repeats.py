@@ -141,7 +141,9 @@ def test_a_setting_that_can_t_be_is_told_by_its_name(lab: Path, call: Cli, wrong
 
 
 def test_a_candidate_that_fails_with_another_seed_is_a_crash(lab: Path, call: Cli, tmp_path: Path) -> None:
-    fragile = toy(**NEAR).replace("    referee = run.referee\n", f"    assert run.seed == {OWN[0]}\n    referee = run.referee\n")
+    fragile = toy(**NEAR).replace(
+        "    weights = referee.start()\n", f"    assert referee.seed == {OWN[0]}\n    weights = referee.start()\n"
+    )
     (tmp_path / "fragile.py").write_text(fragile)
     done = call("loop", "--max", "1", "--researcher", agent(tmp_path, f"cp '{tmp_path}/fragile.py' train.py; echo fragile"))
     assert done.returncode == 0, done.stderr
@@ -150,7 +152,7 @@ def test_a_candidate_that_fails_with_another_seed_is_a_crash(lab: Path, call: Cl
 
 
 def test_an_incumbent_that_fails_when_it_is_run_again_is_not_tried_for_ever(lab: Path, call: Cli, tmp_path: Path) -> None:
-    fragile = toy().replace("    referee = run.referee\n", "    assert run.seed == 1337\n    referee = run.referee\n")
+    fragile = toy().replace("    weights = referee.start()\n", "    assert referee.seed == 1337\n    weights = referee.start()\n")
     (lab / "train.py").write_text(fragile)
     git(lab, "commit", "--quiet", "--all", "--message=fragile")
     (tmp_path / "next.py").write_text(toy(**NEAR))

@@ -115,11 +115,10 @@ def test_an_edited_program_comes_along(lab: Path, cli: Cli) -> None:
 def test_the_branch_it_was_made_from_is_the_one_to_merge_into(lab: Path, tmp_path: Path, cli: Cli) -> None:
     git(lab, "switch", "--quiet", "--create", "dev")
     assert cli("setup", "--tag", "first").returncode == 0
+    fewer_tokens(lab)
     assert session(lab, "first")["base"] == "dev"
     assert cli("setup", "--tag", "second").returncode == 0
     assert session(lab, "second")["base"] is None, "another session's branch is none to merge into"
-    git(lab, "switch", "--quiet", "autoresearch/first")
-    fewer_tokens(lab)
     done = cli("loop", "--max", "1", "--tag", "first", "--researcher", agent(tmp_path, setting("LR", 0.2)))
     assert done.stderr.splitlines()[-1].endswith("git checkout dev && git merge autoresearch/first")
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoresearch.desk import Answered, Desk
-from autoresearch.lab import write_atomically
+from autoresearch.files import write_atomically
 from autoresearch.literals import set_literals, values
 from autoresearch.researchers import Context, Cost, Proposal
 

@@ -484,8 +484,8 @@ def command_results(arguments: argparse.Namespace) -> int:
 
 def _code_of(lab: Lab, arguments: argparse.Namespace) -> int:
     """`--diff N`: what experiment N changed. `--restore N`: its train.py into the working tree, for you to look at or commit."""
+    from autoresearch.files import write_atomically
     from autoresearch.journal import Journal
-    from autoresearch.lab import write_atomically
 
     number = arguments.diff if arguments.diff is not None else arguments.restore
     folder = lab.journal / "runs" / str(number)

@@ -28,7 +28,8 @@ from typing import Any, cast
 
 from autoresearch import owner
 from autoresearch.errors import NotReady
-from autoresearch.lab import Lab, write_atomically
+from autoresearch.files import write_atomically
+from autoresearch.lab import Lab
 from autoresearch.lines import append_line, iterate, line_at, newest_lines, read_lines, read_placed_lines
 
 # The stages of an experiment, in order.

@@ -5,16 +5,15 @@ Standard library only: `check`, `results` and `status` work before anything is i
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from autoresearch.errors import NotReady
+from autoresearch.files import write_atomically
 from autoresearch.hardware import Hardware
 from autoresearch.literals import read_literals, set_literals
 
@@ -148,6 +147,8 @@ def _ask_prepare(copy: Path, question: str) -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # it takes as long as all the rest of a command's start
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -177,14 +178,3 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """What changed, one line each: 'torch: 2.11.0 -> 2.13.0'."""
     names = sorted(before.keys() | now.keys())
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """A reader sees the old file or the new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

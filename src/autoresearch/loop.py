@@ -17,6 +17,7 @@ from autoresearch.check import Refused, check
 from autoresearch.desk import Answered, Desk
 from autoresearch.errors import Enough, Interrupted, NotReady
 from autoresearch.experiment import audit, caches, refereeing, runner
+from autoresearch.files import write_atomically
 from autoresearch.journal import (
     ABANDONED,
     COMMITTED,
@@ -32,7 +33,7 @@ from autoresearch.journal import (
     RunResult,
 )
 from autoresearch.judge import AGAIN, STRICT, Rule
-from autoresearch.lab import PROGRAM, TRAIN, write_atomically
+from autoresearch.lab import PROGRAM, TRAIN
 from autoresearch.ledger import Limits
 from autoresearch.literals import code_key, values
 from autoresearch.researchers import Context, Proposal, ResearcherFailed, process, said

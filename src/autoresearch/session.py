@@ -10,6 +10,7 @@ from autoresearch.errors import NotReady
 from autoresearch.experiment import sandbox
 from autoresearch.experiment.refereeing import Conditions, gpu_of, hidden_files
 from autoresearch.experiment.runner import DEFAULT_SEED, RunPlan
+from autoresearch.files import write_atomically
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Experiment, Journal, SessionRecord
 from autoresearch.lab import (
@@ -21,7 +22,6 @@ from autoresearch.lab import (
     differences,
     fingerprint,
     fingerprint_parts,
-    write_atomically,
 )
 from autoresearch.ledger import Ledger
 from autoresearch.ratchet import PREFIX, Ratchet

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.errors import NotReady, WrongCall
+from autoresearch.files import write_atomically
 from autoresearch.hardware import Hardware
 from autoresearch.journal import Journal, SessionRecord
-from autoresearch.lab import NAMED_SOURCES, PROGRAM, TRAIN, Lab, write_atomically
+from autoresearch.lab import NAMED_SOURCES, PROGRAM, TRAIN, Lab
 from autoresearch.literals import read_literals, set_literals
 from autoresearch.profiles import Profile, profile_for, with_seq_len
 from autoresearch.ratchet import PREFIX, GitError, Ratchet

@@ -30,8 +30,9 @@ class Logits(Protocol):
     def take(self, slot: int) -> None:
         """Copy a slot into private memory."""
 
-    def losses(self, targets: np.ndarray) -> np.ndarray:
-        """Nats of these targets (rows, T) under the first rows of the private copy: float32 (rows, T)."""
+    def losses(self, targets: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+        """Nats of these targets (rows, T) under the first rows of the private copy: float32 (rows, T), or (rows,) of the one that
+        is `at` this place of each row."""
 
 
 def seal(descriptor: int, writable: bool = False) -> None:
@@ -74,14 +75,16 @@ class OnHost:
         cudart().cudaHostRegister(self.private.ctypes.data, self.private.nbytes, 0)  # type: ignore[no-untyped-call]
         self.is_pinned = True
 
-    def losses(self, targets: np.ndarray) -> np.ndarray:
+    def losses(self, targets: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
         wanted = targets.ravel().astype(np.int64)
         if not self.gpu:
-            found: np.ndarray = self.prepare.token_losses_on_host(self.private[: len(wanted)], wanted)
-            return found.reshape(targets.shape)
+            rows, length = targets.shape
+            chosen = slice(len(wanted)) if at is None else np.arange(rows) * length + at
+            found: np.ndarray = self.prepare.token_losses_on_host(self.private[chosen], wanted[chosen])
+            return found.reshape(targets.shape if at is None else rows)
         import torch
 
-        return _on_gpu(self.prepare, torch.from_numpy(self.private[: len(wanted)]).cuda(), targets)
+        return _on_gpu(self.prepare, torch.from_numpy(self.private[: len(wanted)]).cuda(), targets, at)
 
 
 class OnGpu:
@@ -119,14 +122,14 @@ class OnGpu:
         self.private.copy_(self.shared[slot])
         torch.cuda.synchronize()
 
-    def losses(self, targets: np.ndarray) -> np.ndarray:
-        return _on_gpu(self.prepare, self.private[: targets.size], targets)
+    def losses(self, targets: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+        return _on_gpu(self.prepare, self.private[: targets.size], targets, at)
 
 
-def _on_gpu(prepare: ModuleType, logits: Any, targets: np.ndarray) -> np.ndarray:
+def _on_gpu(prepare: ModuleType, logits: Any, targets: np.ndarray, at: np.ndarray | None) -> np.ndarray:
     import torch
 
     rows, length = targets.shape
     wanted = torch.from_numpy(targets.astype(np.int64)).cuda()
     found: np.ndarray = prepare.token_losses(logits.view(rows, length, prepare.VOCAB_SIZE), wanted).cpu().numpy()
-    return found
+    return found if at is None else found[np.arange(rows), at]

@@ -133,11 +133,17 @@ class Match:
         return batch_rows
 
     def evaluate(
-        self, inputs: np.ndarray, targets: np.ndarray, batch_rows: int, least_batches: int = LEAST_BATCHES
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        batch_rows: int,
+        least_batches: int = LEAST_BATCHES,
+        places: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float]:
         """Losses (N, T) in nats of targets after inputs, both (N, T), and when the candidate's clock stopped: when its weights were
         handed over, and what its first logits took longer than others. So work that was still queued on its device counts as
-        training, and what the referee does for itself meanwhile does not."""
+        training, and what the referee does for itself meanwhile does not. With `places` (N,) the losses are (N,): those of the
+        targets there alone, which the candidate can't tell."""
         count, length = inputs.shape
         if batch_rows * length > MOST_TOKENS:
             raise Foul(f"batches of {batch_rows} rows: at most {MOST_TOKENS // length}")
@@ -145,7 +151,8 @@ class Match:
         order = random.permutation(batches * batch_rows).reshape(batches, batch_rows)  # nobody foresees what comes
         more = random.integers(count, size=batches * batch_rows - count)  # fill the batches, unscored
         shown, wanted = np.concatenate([inputs, inputs[more]]), np.concatenate([targets, targets[more]])
-        losses = np.zeros(shown.shape, np.float32)
+        at = None if places is None else np.concatenate([places, places[more]])
+        losses = np.zeros(shown.shape if at is None else len(shown), np.float32)
 
         logits, tokens, piece_rows = self.share(batch_rows)
         pieces = -(-batch_rows // piece_rows)
@@ -171,7 +178,7 @@ class Match:
             if number + 1 < batches * pieces:
                 ask(number + 1)  # the candidate works on while this piece is scored
             rows = order[batch, piece * piece_rows : (piece + 1) * piece_rows]
-            losses[rows] = logits.losses(wanted[rows])
+            losses[rows] = logits.losses(wanted[rows], None if at is None else at[rows])
         took = answered - asked
         stopped = self.handed_over + max(0.0, took[0] - took[1:].min(initial=took[0]))
         return losses[:count], float(stopped)

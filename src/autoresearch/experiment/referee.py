@@ -29,7 +29,7 @@ import numpy as np
 from autoresearch.experiment import cuts, probes
 from autoresearch.experiment.logits import Logits, OnGpu
 from autoresearch.experiment.match import Foul, Match, Overtime
-from autoresearch.lab import write_atomically
+from autoresearch.files import write_atomically
 
 # Seconds past the budget before a run is overtime: handing over the weights and what a step's length was misjudged by.
 GRACE = 1.0
@@ -149,8 +149,8 @@ class Referee:
         wanted, each = np.zeros(shown.shape, np.uint16), np.arange(len(shown))
         wanted[each, places.places] = targets
         self.tell_shown()
-        losses, _ = match.evaluate(shown, wanted, batch_rows, least_batches=1)  # nobody's clock stops here
-        findings = cuts.compare(places, scored, losses[each, places.places])
+        losses, _ = match.evaluate(shown, wanted, batch_rows, least_batches=1, places=places.places)  # nobody's clock stops here
+        findings = cuts.compare(places, scored, losses)
         match.tell({"op": "score", "val_bpb": 0.0, "eval_tokens": len(each)})
         return Verdict(outcome="scored", device=match.device, transport=match.transport, findings=asdict(findings))
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from autoresearch.errors import Interrupted, NotReady
 from autoresearch.experiment import sandbox
-from autoresearch.lab import write_atomically
+from autoresearch.files import write_atomically
 from autoresearch.processes import end_marked
 from autoresearch.researchers import ResearcherFailed
 
