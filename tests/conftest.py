@@ -162,7 +162,7 @@ def main() -> None:
 main()
 '''
 
-VOCABULARY, EVAL_ROWS = 2048, 32
+VOCABULARY, EVAL_ROWS = 2048, 16
 WITH_TORCH = ("test_prepare", "test_referee", "test_train")  # import it in the test's own process
 PREPARED = Path()  # the session's cache with prepared data
 
@@ -368,7 +368,7 @@ def ready_lab(lab: Path, cli: Cli) -> Path:
 
 
 def fewer_tokens(lab: Path) -> None:
-    """A sixteenth of the validation tokens that `setup` chose: scoring all takes seconds."""
+    """One in 32 of the validation tokens that `setup` chose: scoring all takes seconds."""
     constants = lab / "constants.py"
     constants.write_text(re.sub(r"(?m)^EVAL_TOKENS = \S+", f"EVAL_TOKENS = {EVAL_ROWS * 256}", constants.read_text()))
     git(lab, "commit", "--quiet", "--amend", "--no-edit", "--", "constants.py")

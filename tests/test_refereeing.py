@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import Cli, bpb, toy
+from conftest import EVAL_ROWS, Cli, bpb, toy
 from labs import Background, Held, agent, journal, rows, setting, statuses, wait_for
 
 from autoresearch.errors import NotReady
 from autoresearch.experiment import runner, sandbox
+from autoresearch.experiment.audit import PROCESSES
+from autoresearch.experiment.cuts import PASSES
 from autoresearch.experiment.meter import Meter
 from autoresearch.experiment.refereeing import Conditions, free_startup, hidden_files
 
@@ -250,7 +252,7 @@ def test_a_keep_is_audited_and_the_journal_has_what_was_found(ready_lab: Path, t
     assert "#2 would be kept: audit" in done.stderr
     baseline, kept = journal(ready_lab)
     assert baseline["audit"] is None, "its owner's own train.py"
-    assert kept["audit"]["reason"] == "" and kept["audit"]["findings"]["cuts"] >= 256
+    assert kept["audit"]["reason"] == "" and kept["audit"]["findings"]["cuts"] == PROCESSES * PASSES * EVAL_ROWS
     assert abs(kept["audit"]["findings"]["mean"]) < 1e-6
 
     again = cli("audit", rows(ready_lab)[1][0])
