@@ -68,6 +68,7 @@ class Data:
     cache: Path
     helpers: Path
     hidden: tuple[Path, ...]
+    best: Path  # what an earlier, much longer training left
 
     @property
     def folder(self) -> Path:
@@ -86,7 +87,12 @@ def prepare_data(folder: Path) -> Data:
     environment = os.environ | {"AUTORESEARCH_CACHE": str(cache)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return Data(cache, helpers, hidden_files(helpers))
+    data = Data(cache, helpers, hidden_files(helpers), folder / "best.npy")
+    rows = np.fromfile(data.folder / "train.bin", "<u2").reshape(-1, T + 1).astype(np.int64)
+    pairs = np.zeros((V, V), np.float32)
+    np.add.at(pairs, (rows[:, :-1], rows[:, 1:]), 1)
+    np.save(data.best, pairs)
+    return data
 
 
 class World:
@@ -105,18 +111,11 @@ class World:
         (self.lab / "results.tsv").write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\n")
         shutil.copy(prepare, self.lab / "prepare.py")
         (self.lab / ".gitignore").write_text("*\n")
-        self._leave_a_best_model()
+        shutil.copy(data.best, self.lab / ".autoresearch" / "runs" / "0" / "best.npy")  # kept weights, as every lab has them
         git(self.lab, "init", "--quiet")
         git(self.lab, "add", "--force", "train.py", "prepare.py", "constants.py")
         git(self.lab, "commit", "--quiet", "--message=a lab")
         self.sockets = Sockets(self.mark)
-
-    def _leave_a_best_model(self) -> None:
-        """What an earlier, much longer training left: kept weights, as every lab has them."""
-        rows = np.fromfile(self.data.folder / "train.bin", "<u2").reshape(-1, T + 1).astype(np.int64)
-        pairs = np.zeros((V, V), np.float32)
-        np.add.at(pairs, (rows[:, :-1], rows[:, 1:]), 1)
-        np.save(self.lab / ".autoresearch" / "runs" / "0" / "best.npy", pairs)
 
     def fill(self, source: str) -> str:
         """A cheat's source for this world."""
