@@ -131,7 +131,7 @@ def test_a_session_can_begin_at_a_commit_without_a_branch(lab: Path, cli: Cli) -
 
 
 def test_a_branch_that_was_deleted_between_sessions_is_fitted_anew(lab: Path, tmp_path: Path, cli: Cli) -> None:
-    loop = ("loop", "--max", "1", "--tag", "test", "--researcher", agent(tmp_path, setting("LR", 0.2), setting("LR", 0.25)))
+    loop = ("loop", "--max", "1", "--tag", "test", "--researcher", agent(tmp_path, setting("LR", 0.2), setting("LR", 0.05)))
     assert cli(*loop).returncode == 0
     git(lab, "switch", "--quiet", "main")
     git(lab, "branch", "--quiet", "-D", "autoresearch/test")
@@ -140,8 +140,8 @@ def test_a_branch_that_was_deleted_between_sessions_is_fitted_anew(lab: Path, tm
     done = cli(*loop)
     assert done.returncode == 0, done.stderr
     assert constants(lab)["TIME_BUDGET"] == 30
-    assert [row[1] for row in rows(lab)] == [bpb(rows=512), bpb(LR=0.2, rows=512), bpb(rows=512), bpb(LR=0.25, rows=512)]
+    assert [row[1] for row in rows(lab)] == [bpb(rows=512), bpb(LR=0.2, rows=512), bpb(rows=512), bpb(LR=0.05, rows=512)]
     assert [git(lab, "show", f"refs/autoresearch/test/{n}:train.py") for n in (2, 4)] == [
         toy(LR=0.2).rstrip("\n"),
-        toy(LR=0.25).rstrip("\n"),
+        toy(LR=0.05).rstrip("\n"),
     ]
