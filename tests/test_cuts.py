@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,6 +45,25 @@ def test_half_of_the_cuts_lie_where_the_score_looked_too_good(random, rows):
     places = cut(random, rows, losses)
     assert (places.places[places.anywhere :] == 77).mean() > 0.3
     assert (places.places[: places.anywhere] == 77).mean() < 0.1
+
+
+@pytest.mark.parametrize("vocab", [40, VOCAB, 20_000, 2**16])  # beyond 8192 pairs share places in the sieve
+def test_a_targets_surprise_is_how_often_it_followed_the_token_before(random, vocab):
+    training, rows = (np.minimum(random.pareto(0.5, (30, 65)), vocab - 1).astype(np.uint16) for _ in range(2))
+    single, counts = probes.frequencies(training, vocab), Counter[tuple[int, int]]()
+    for row in training.tolist():
+        counts.update(itertools.pairwise(row))
+    first = Counter(training[:, :-1].ravel().tolist())
+    for row, nats in zip(rows.tolist(), cuts.surprise(training, rows, vocab), strict=True):
+        for (before, after), found in zip(itertools.pairwise(row), nats, strict=True):
+            share = (counts[before, after] + cuts.SMOOTHING * single[after]) / (first[before] + cuts.SMOOTHING)
+            assert found == pytest.approx(-np.log(share))
+
+
+def test_where_no_pair_was_seen_in_training_single_tokens_count():
+    training, rows = np.full((2, 5), 3, np.uint16), np.full((1, 5), 4, np.uint16)
+    assert np.ptp(cuts.surprise(training, rows, VOCAB)) == 0
+    assert cuts.surprise(training, rows, VOCAB)[0, 0] == pytest.approx(-np.log(probes.frequencies(training, VOCAB)[4]))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.001, 0.03])

@@ -23,6 +23,7 @@ from labs import Later
 from safetensors.numpy import save
 
 from autoresearch.experiment import probes, referee
+from autoresearch.experiment.logits import OnHost
 
 torch = Later("torch")
 
@@ -354,3 +355,13 @@ def test_honest_models_keep_the_bettor_poor():
 
 def test_a_look_ahead_at_one_position_in_a_hundred_is_found_by_4000_decoys():
     assert probes.power(4000, 0.01, np.random.default_rng(3)) > 0.95
+
+
+@pytest.mark.parametrize("rows", [BATCH_ROWS, BATCH_ROWS - 1])
+def test_the_losses_at_chosen_places_are_those_among_all(prepare: ModuleType, rows: int) -> None:
+    random = np.random.default_rng(5)
+    logits = OnHost(prepare, BATCH_ROWS, gpu=False)
+    logits.shared[1] = random.normal(size=logits.shared[1].shape)
+    logits.take(1)
+    targets, at = random.integers(V, size=(rows, T)).astype(np.uint16), random.integers(T, size=rows)
+    assert np.array_equal(logits.losses(targets, at), logits.losses(targets)[np.arange(rows), at])
