@@ -349,8 +349,9 @@ class Journal:
         return self.root / "runs" / str(n)
 
     def _last(self) -> int:
-        """The number of the newest settled experiment, without reading those before it."""
-        return done[-1].n if (done := self.newest(1)) else 0
+        """The number of the newest settled experiment, as a rule without reading those before it."""
+        done = self.newest(1) or self.settled()  # none is there, or the last line is damaged
+        return done[-1].n if done else 0
 
     def next_number(self) -> int:
         """One more than any experiment that was ever begun here."""

@@ -5,6 +5,7 @@ goes on from its newest state and the generation that is being told, and from no
 another log that begins with those two: neither its time nor its memory grows with the session.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from autoresearch.lines import last_line
 from autoresearch.researchers.foreign import GENERATION, LEARNED, learned
 from autoresearch.researchers.space import Dimension
 
@@ -109,5 +111,6 @@ class _NoLock:
 
 def _mend_tail(log: Path) -> None:
     """Cut off a last line that a killed process left half written: Optuna would not read the file again."""
-    if log.exists() and not (data := log.read_bytes()).endswith(b"\n"):
-        os.truncate(log, data.rfind(b"\n") + 1)
+    with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(size - len(last_line(file, size)))
