@@ -15,8 +15,8 @@ Worth knowing before reading on:
 - The data lies in <cache>/prepared/<source>-v<vocabulary>-t<length>/ with a manifest of hashes, checked when opened;
   other constants are prepared beside it. It is built in a temporary folder and renamed, so it is whole or not there.
 - <cache> is AUTORESEARCH_CACHE, else XDG_CACHE_HOME/autoresearch, else ~/.cache/autoresearch.
-- At the top only numpy and what every run needs of the standard library are imported: a referee, a fingerprint or `--help`
-  shall not wait for torch, nor for what preparing alone needs.
+- At the top only what every run needs of the standard library is imported: a referee, a fingerprint or `--help` shall not
+  wait for torch, nor for what preparing alone needs, and a fingerprint not for numpy.
 """
 
 from __future__ import annotations
@@ -45,24 +45,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
-
 from constants import DATASET, EVAL_TOKENS, MAX_SEQ_LEN, TIME_BUDGET, VOCAB_SIZE
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
 
+    import numpy as np
     import tiktoken
     import torch
+
+    RunData = tuple[np.ndarray, np.ndarray, np.ndarray]  # training rows, validation rows, bytes per token
+else:
+
+    class _Numpy:
+        """numpy, imported at its first use: that takes longer than all the rest of this file."""
+
+        def __getattr__(self, name):
+            import numpy
+
+            return getattr(numpy, name)
+
+    np = _Numpy()
 
 PROCESS_STARTED = time.perf_counter()  # s; as near to the start of the process as this file can see
 NOT_READY, WRONG_CALL, INTERRUPTED = 3, 64, 130  # exit codes; 3: the machine or the data is at fault, not train.py
 
 
 T = TypeVar("T")
-RunData = tuple[np.ndarray, np.ndarray, np.ndarray]  # training rows, validation rows, bytes per token
-
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt, in bytes
 
 
@@ -659,7 +668,7 @@ def bits_per_byte(losses: np.ndarray, targets: np.ndarray, bytes_of: np.ndarray)
 
 FORMAT = 1  # of the prepared folder: data of another format is prepared anew
 FILES = ("tokenizer.json", "train.bin", "val.bin")
-ROW_DTYPE = np.dtype("<u2")
+ROW_DTYPE = "<u2"
 WAY_OUT = "run `bash scripts/setup.sh` (or, in a lab that is set up, `uv run prepare.py`)"
 
 

@@ -12,4 +12,6 @@ unset AUTORESEARCH_HOME AUTORESEARCH_CACHE AUTORESEARCH_SEED AUTORESEARCH_WEIGHT
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 unset PYTHONDONTWRITEBYTECODE # thousands of commands are started: each would compile our sources anew
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # small models on few cores: more threads only get in one another's way
-exec "$(venv_python)" -m pytest --numprocesses auto --maxprocesses 4 "$@" </dev/null
+# One more than there are cores, four at most: much of the time is spent waiting for runs.
+workers=$("$(venv_python)" -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+exec "$(venv_python)" -m pytest --numprocesses "$workers" "$@" </dev/null

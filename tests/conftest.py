@@ -115,7 +115,7 @@ def refereed(steep: float) -> float:
     weights = referee.start()
     if weights:
         (steep,) = struct.unpack("<f", weights[-4:])
-    referee.evaluate(len(HEADER).to_bytes(8, "little") + HEADER + struct.pack("<f", steep), 4)
+    referee.evaluate(len(HEADER).to_bytes(8, "little") + HEADER + struct.pack("<f", steep), 1)
     (slope,) = struct.unpack("<f", struct.pack("<f", float("nan") if MODE == "nan" else -steep / referee.vocab))
     logits = array.array("f", [token * slope for token in range(referee.vocab)])
     return referee.answer(logits.tobytes() * (referee.rows * referee.length))
@@ -162,7 +162,7 @@ def main() -> None:
 main()
 '''
 
-VOCABULARY, EVAL_ROWS = 2048, 16
+VOCABULARY, EVAL_ROWS = 2048, 4
 WITH_TORCH = ("test_prepare", "test_referee", "test_train")  # import it in the test's own process
 PREPARED = Path()  # the session's cache with prepared data
 
@@ -191,6 +191,14 @@ def toy(**literals: Any) -> str:
         source, count = re.subn(rf"(?m)^{name} = \S+", f"{name} = {written}", source)
         assert count == 1, f"the toy train.py has no {name}"
     return source
+
+
+def let_it_last(lab: Path) -> None:
+    """Have the lab's toy train.py take long enough for its memory to be seen."""
+    source, (before, after) = toy(), ("def main() -> None:\n", "def main() -> None:\n    time.sleep(0.3)\n")
+    assert source.count(before) == 1
+    (lab / "train.py").write_text(source.replace(before, after))
+    git(lab, "commit", "--quiet", "--message=a pause", "--", "train.py")
 
 
 def scored(LR: float = 0.1, DEPTH: int = 4, NOISE: float = 0.0, seed: int = 1337, rows: int = EVAL_ROWS) -> float:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,17 @@ def forked(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None
     return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
+PREPARE = (ROOT / "prepare.py").read_bytes()
+COMPILED = compile(PREPARE, ROOT / "prepare.py", "exec", dont_inherit=True)
+
+
+class Compiled(SourceFileLoader):
+    """prepare.py as it was compiled once: each lab has a copy of its own."""
+
+    def source_to_code(self, data: Any, path: Any, **options: Any) -> Any:
+        return COMPILED if data == PREPARE else super().source_to_code(data, path, **options)
+
+
 class ForkedReferee:
     """A referee in a fork of this process, as `subprocess.Popen` has it: numpy is imported already."""
 
@@ -194,6 +206,7 @@ class ForkedReferee:
                         with contextlib.suppress(OSError):
                             os.close(each)
                 sys.argv = ["referee", json.dumps(spec)]
+                sys.path_hooks.insert(0, FileFinder.path_hook((Compiled, [".py"])))
                 os._exit(referee.main())
             except BaseException:
                 traceback.print_exc(file=os.fdopen(2, "w", closefd=False))

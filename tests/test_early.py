@@ -229,14 +229,25 @@ def test_a_run_goes_on_while_others_keep_the_machine_from_it(tmp_path: Path, run
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
+UNTIL_READ = """\
+    import fcntl
+    import termios
+    while any(fcntl.ioctl(1, termios.FIONREAD, bytes(4))):
+        time.sleep(0.002)
+    time.sleep(0.02)
+"""
+
+
 def curvy(**literals: object) -> str:
-    """The toy train.py with a curve of 100 steps, which lies GAP behind."""
+    """The toy train.py with a curve of 100 steps, which lies GAP behind. It waits until that is read: the rest takes milliseconds,
+    and what is printed after the evaluation has begun is no longer taken for progress."""
     source = toy(**literals)
     for old, new in (
         ("for step, percent in ((1, 50.0), (2, 100.0)):\n", "for step in range(1, 101):\n        percent = float(step)\n"),
         ("loss: {7.5 - step:.4f}", "loss: {7.5 - 0.02 * step + GAP:.4f}"),
         ("left: {2 - step}s", "left: 0s"),
         ("DEPTH = 4", "GAP = 0.0  # nats\nDEPTH = 4"),
+        ("    print()\n", "    print()\n" + UNTIL_READ),
     ):
         assert source.count(old) == 1
         source = source.replace(old, new)

@@ -18,7 +18,7 @@ from labs import agent, copy_of, forked, setting
 from autoresearch.errors import NotReady
 from autoresearch.journal import Experiment, Journal, RunResult
 from autoresearch.lab import Lab
-from autoresearch.literals import values
+from autoresearch.literals import read_literals, values
 from autoresearch.researchers import Context, Proposal
 from autoresearch.researchers.search import Search
 from autoresearch.researchers.space import space
@@ -204,6 +204,7 @@ def peak_of_proposal(folder: Path, count: int, turn: int) -> int:
     folder.mkdir()
     context = Context(Lab(folder), (ROOT / "train.py").read_text(), "", journal_of(folder, *made).settled(), folder)
     found = list[Proposal]()
+    read_literals.cache_clear()  # else the syntax tree is a part of the one peak and not of the other
     _, peak = traced(lambda: found.append(Search().propose(context)))
     assert ("step" in found[0].details) == (turn == 0)
     return peak

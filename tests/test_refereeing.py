@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import EVAL_ROWS, Cli, bpb, toy
+from conftest import EVAL_ROWS, Cli, bpb, let_it_last, toy
 from labs import Background, Held, agent, journal, rows, setting, statuses, wait_for
 
 from autoresearch.errors import NotReady
@@ -96,6 +96,7 @@ def test_a_train_py_reads_and_writes_nothing_outside_its_box(ready_lab: Path, cl
 def test_a_loop_runs_in_the_box_and_the_journal_has_the_level_the_seed_and_the_memory(
     ready_lab: Path, cli: Cli, level: str
 ) -> None:
+    let_it_last(ready_lab)
     done = cli("loop", "--max", "1", "--sandbox", level)
     assert done.returncode == 0, done.stderr
     result = journal(ready_lab)[0]["result"]
@@ -237,7 +238,7 @@ def test_the_first_run_has_the_sessions_seed_and_each_repeat_one_of_its_own() ->
 # -- the audit -------------------------------------------------------------------------------------------------------
 
 # Its score is a little better than its weights: what it adds is no part of them.
-BEYOND_ITS_WEIGHTS = toy(LR=0.2).replace('struct.pack("<f", steep), 4)', 'struct.pack("<f", 0.3), 4)')
+BEYOND_ITS_WEIGHTS = toy(LR=0.2).replace('HEADER + struct.pack("<f", steep)', 'HEADER + struct.pack("<f", 0.3)')
 # It scores honestly where it was trained, and gives other answers when only rows that are cut come.
 HIDDEN_STATE = (
     toy(LR=0.2)

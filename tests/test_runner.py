@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import CONSTANTS, Cli, bpb, git, scored, subject, toy
+from conftest import CONSTANTS, Cli, bpb, git, scored, subject, let_it_last, toy
 from labs import Background, Held, copy_of, dies, journal, processes_of, rows, state, statuses, tip
 
 from autoresearch.errors import Interrupted, NotReady
@@ -180,6 +180,7 @@ def test_where_processes_do_not_show_their_environment_the_left_over_run_is_foun
 
 
 def test_run_prints_the_two_figures_and_leaves_its_log_in_the_lab(lab: Path, cli: Cli) -> None:
+    let_it_last(lab)
     before = tip(lab)
     done = cli("run")
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,8 @@ def _comments(source: str) -> dict[int, str]:
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-def read_literals(source: str) -> dict[str, Literal]:
+@lru_cache(maxsize=8)  # of one experiment's files each is asked for several times, by many
+def read_literals(source: str) -> Mapping[str, Literal]:
     """ALL_CAPS names that the module binds exactly once, at its top level, to a literal. Raises SyntaxError."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
@@ -122,7 +123,7 @@ def read_literals(source: str) -> dict[str, Literal]:
             found[target.id] = Literal(target.id, evaluate(value), node.lineno, comment, (begin, end))
         except (ValueError, TypeError, RecursionError):
             continue
-    return found
+    return MappingProxyType(found)
 
 
 def _bindings(module: ast.Module) -> Iterator[str]:
@@ -202,7 +203,7 @@ def values(source: str) -> dict[str, Value]:
     return {name: each.value for name, each in read_literals(source).items() if isinstance(each.value, int | float | bool | str)}
 
 
-@lru_cache(maxsize=4)  # of one experiment's files each is asked for several times
+@lru_cache(maxsize=4)
 def code_key(source: str) -> str:
     """The same for two files that differ only in comments, docstrings, spacing or how a number is written, also where it is
     written in terms of other constants: `BATCH = 8 * ROWS` is `BATCH = 64` while ROWS is 8. Raises SyntaxError."""

@@ -5,6 +5,7 @@ written, and a string for each of its WORDs, so that nothing is gained by moving
 """
 
 import ast
+from functools import lru_cache
 
 from autoresearch.literals import parse, plain
 
@@ -14,6 +15,7 @@ LEAST = 30  # nodes: two or three lines
 SILENT = ast.expr_context | ast.operator | ast.unaryop | ast.cmpop | ast.boolop
 
 
+@lru_cache(maxsize=2)  # the incumbent's is asked for again and again
 def code_size(source: str) -> int:
     """Raises SyntaxError."""
     return sum(_weight(node) for node in ast.walk(plain(parse(source))))

@@ -41,7 +41,7 @@ def try_cheat(cheat: Cheat, world: World, best: float) -> Seen:
 def run(world: World, source: str, best: float) -> tuple[str, float | None, str]:
     """(status, val_bpb, run.log) of one proposal, repeated while it says that it was slow."""
     (world.lab / "train.py").write_text(source)
-    git(world.lab, "commit", "--quiet", "--allow-empty", "--all", "--message=a proposal")
+    commit(world)
     for _ in range(TRIES):
         with (world.lab / "run.log").open("wb") as log:
             status = start(world, log.fileno())
@@ -60,6 +60,17 @@ def run(world: World, source: str, best: float) -> tuple[str, float | None, str]
     if status == DISCARD:
         git(world.lab, "reset", "--quiet", "--hard", "HEAD~1")
     return status, score, text
+
+
+def commit(world: World) -> None:
+    """Once more where a cheat replaced a file while git was reading it."""
+    for left in reversed(range(TRIES)):
+        try:
+            git(world.lab, "commit", "--quiet", "--allow-empty", "--all", "--message=a proposal")
+            return
+        except AssertionError:
+            if not left:
+                raise
 
 
 def start(world: World, log: int) -> str:

@@ -9,7 +9,8 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from autoresearch.experiment.early import Slack
 from autoresearch.literals import parse, read_literals
@@ -59,27 +60,36 @@ def _step(old: Any, new: Any) -> float:
 
 def _touched(incumbent: str, candidate: str, settings: Container[str]) -> set[str]:
     """The words of all statements that only one of the two files has, and of the functions and classes that they stand in."""
-    old, new = (Counter(_statements(parse(source).body, (), settings)) for source in (incumbent, candidate))
+    old, new = (Counter(each for each in _statements(source) if each.assigned not in settings) for source in (incumbent, candidate))
     differing = (old - new) + (new - old)
-    return {word for names, _ in differing for name in names for word in words(name)}
+    return {word for each in differing for name in each.names for word in words(name)}
 
 
-Statement = tuple[tuple[str, ...], str]  # the names in and around it, what it says
+class Statement(NamedTuple):
+    assigned: str  # the one name that it assigns
+    names: tuple[str, ...]  # in and around it
+    says: str
 
 
-def _statements(body: Iterable[ast.stmt], around: tuple[str, ...], settings: Container[str]) -> Iterator[Statement]:
-    """Each statement by itself: of a compound one its head, then what is inside. Docstrings and `settings` are left out."""
+@lru_cache(maxsize=2)  # the incumbent's are asked for again and again
+def _statements(source: str) -> tuple[Statement, ...]:
+    return tuple(_statements_in(parse(source).body, ()))
+
+
+def _statements_in(body: Iterable[ast.stmt], around: tuple[str, ...]) -> Iterator[Statement]:
+    """Each statement by itself: of a compound one its head, then what is inside. Docstrings are left out."""
     for statement in body:
+        assigned = ""
         match statement:
             case ast.Expr(value=ast.Constant()):
                 continue
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if name in settings:
-                continue
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                assigned = name
         head, inner = _split(statement)
         own = (statement.name,) if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else ()
         says = type(statement).__name__ + "".join(map(ast.dump, head)) if inner else ast.dump(statement)
-        yield (*around, *own, *(name for node in head for name in _names(node))), says
-        yield from _statements(inner, (*around, *own), settings)
+        yield Statement(assigned, (*around, *own, *(name for node in head for name in _names(node))), says)
+        yield from _statements_in(inner, (*around, *own))
 
 
 def _split(node: ast.AST) -> tuple[list[ast.AST], list[ast.stmt]]:
