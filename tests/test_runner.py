@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from conftest import CONSTANTS, Cli, bpb, git, scored, subject, let_it_last, toy
+from conftest import CONSTANTS, Cli, bpb, git, let_it_last, scored, subject, toy
 from labs import Background, Held, copy_of, dies, journal, processes_of, rows, state, statuses, tip
 
 from autoresearch.errors import Interrupted, NotReady
