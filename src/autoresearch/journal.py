@@ -4,6 +4,7 @@
     stop                        a wish that this process end after its experiment
     sessions/<tag>.json         what a session is; beside it its own copies of prepare.py and constants.py
     experiments.jsonl           one line for each settled experiment, in order
+    experiments.index           what its lines come to in memory (`index.py`); may be deleted
     repeats.jsonl               one line for each run of a settled experiment that was made later, as an incumbent's
     verify.jsonl                one line for each run that was made to verify a gain
     asked.jsonl                 one line for each time a researcher was asked, with what it took
@@ -21,6 +22,7 @@ import marshal
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from sys import intern
 from threading import Thread
@@ -29,8 +31,9 @@ from typing import Any, cast
 from autoresearch import owner
 from autoresearch.errors import NotReady
 from autoresearch.files import write_atomically
+from autoresearch.index import read_indexed
 from autoresearch.lab import Lab
-from autoresearch.lines import append_line, iterate, line_at, newest_lines, read_lines, read_placed_lines
+from autoresearch.lines import append_line, iterate, line_at, newest_lines, read_lines
 
 # The stages of an experiment, in order.
 PROPOSED = "proposed"  # its train.py is in its folder
@@ -198,7 +201,8 @@ class Past:
 
     WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
     VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
-    __slots__ = (*WORDS, *VALUES, "_at", "_details", "_literals", "_names", "_path", "_scores")
+    STORED = (*WORDS, *VALUES, "_names", "_literals", "_details", "_scores", "_at")
+    __slots__ = (*STORED, "_path")
 
     def __init__(self, data: dict[str, Any], path: Path, at: int) -> None:
         """`data`: what its line holds, the one at this place of the file. No Experiment is made of it: that takes nearly as
@@ -221,6 +225,18 @@ class Past:
         self._names = names and NAMES.setdefault(names, names)
         self._literals = marshal.dumps(tuple((literals or {}).values()), PACKED)
         self._details = marshal.dumps(details, PACKED) if details else b""
+
+    def pack(self) -> list[Any]:
+        """All that it holds, for the index of its file."""
+        return [getattr(self, name) for name in self.STORED]
+
+    @classmethod
+    def unpack(cls, path: Path, packed: list[Any]) -> "Past":
+        past = cls.__new__(cls)
+        for name, value in zip(cls.STORED, packed, strict=True):
+            setattr(past, name, value)
+        past._names, past._path = past._names and NAMES.setdefault(past._names, past._names), path
+        return past
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not in memory."""
@@ -385,15 +401,16 @@ class Journal:
 
     def _read(self) -> list[Experiment]:
         # One whose line was cut, if of its newline alone, is written again by `unfinished`.
-        self._settled = read_placed_lines(self._lines, self._past)
+        read = read_indexed(self._lines, self._past, Past.pack, partial(Past.unpack, self._lines), " ".join(Past.STORED))
+        self._settled = cast(list[Experiment], read)
         return self._settled
 
-    def _past(self, data: dict[str, Any], at: int) -> Experiment:
-        return cast(Experiment, Past(data, self._lines, at))
+    def _past(self, data: dict[str, Any], at: int) -> Past:
+        return Past(data, self._lines, at)
 
     def wholes(self) -> Iterator[Experiment]:
         """The same with all that is known of each, read one by one."""
-        return iterate(self._lines, lambda data, _: Experiment.from_dict(data))
+        return iterate(self._lines, Experiment.from_dict)
 
     def numbers(self, tag: str | None = None) -> dict[str, int]:
         """Each settled experiment's number by its commit as results.tsv has it; of one session or of all."""
@@ -404,7 +421,7 @@ class Journal:
         experiment = self.save(experiment, stage=SETTLED, **changes)
         if not any(done.n == experiment.n for done in reversed(self.settled())):
             data = asdict(experiment)
-            self.settled().append(self._past(data, append_line(self._lines, data)))
+            self.settled().append(cast(Experiment, self._past(data, append_line(self._lines, data))))
         return experiment
 
     def repeats(self, n: int) -> list[RunResult]:

@@ -3,8 +3,10 @@
 Standard library only: `check`, `results` and `status` work before anything is installed.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -146,25 +148,29 @@ def _ask_prepare(copy: Path, question: str) -> str:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
-    from importlib import metadata  # it takes as long as all the rest of a command's start
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _installed() -> dict[str, str]:
+    """Version of each package that this Python finds, by name, read off folders' names: `importlib.metadata` takes as long as all
+    the rest of a command's start."""
+    found = dict[str, str]()
+    for entry in sys.path:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(entry or "."):  # noqa: PTH208 - ten times as fast as Path.iterdir
+                if name.endswith(".dist-info"):
+                    package, _, version = name.removesuffix(".dist-info").partition("-")
+                    found.setdefault(package.lower().replace("_", "-"), version)
+    return found
 
 
 def fingerprint_parts(lab: Lab, hardware: Hardware, data: str) -> dict[str, str]:
     """All that makes scores comparable, by name, so that a difference can be told."""
-    parts = {name: str(value) for name, value in lab.constants().items()}
-    attention = [f"{name} {version}" for name in ATTENTION_PACKAGES if (version := _version(name))]
+    parts, installed = {name: str(value) for name, value in lab.constants().items()}, _installed()
+    attention = [f"{name} {installed[name]}" for name in ATTENTION_PACKAGES if name in installed]
     parts |= {
         "prepare.py": hashlib.sha256(lab.read("prepare.py").encode()).hexdigest()[:16],
         "data": data[:16],
         "device": hardware.gpu_name or f"{hardware.cpu_name}, {hardware.cpu_cores} cores",
         "driver": hardware.driver_version or "none",
-        "torch": _version("torch") or "none",
+        "torch": installed.get("torch", "none"),
         "attention": ", ".join(attention) or "torch",
     }
     return parts

@@ -57,7 +57,9 @@ class Ledger:
 
 def asked_from(data: dict[str, Any]) -> Asked:
     known = data if data.keys() <= FIELDS else {name: value for name, value in data.items() if name in FIELDS}
-    return Asked(**known | {name: intern(known[name]) for name in ("session", "researcher", "outcome")})
+    for name in ("session", "researcher", "outcome"):
+        known[name] = intern(known[name])
+    return Asked(**known)
 
 
 def total(asked: Sequence[Asked]) -> Cost:

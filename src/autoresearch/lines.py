@@ -49,25 +49,27 @@ def _end(file: IO[bytes], size: int, newlines: int) -> bytes:
 
 def read_lines(path: Path, make: Callable[[dict[str, Any]], Made]) -> list[Made]:
     """What `make` makes of each line, in order; lines that are none, or that it raises for, are left out."""
-    return read_placed_lines(path, lambda data, _: make(data))
-
-
-def read_placed_lines(path: Path, make: Callable[[dict[str, Any], int], Made]) -> list[Made]:
-    """The same for who wants to read a line again: `make` is told where in the file it begins, too."""
-    with _no_collection():
+    with no_collection():
         return list(iterate(path, make))
 
 
-def iterate(path: Path, make: Callable[[dict[str, Any], int], Made]) -> Iterator[Made]:
+def iterate(path: Path, make: Callable[[dict[str, Any]], Made]) -> Iterator[Made]:
     """The same one by one, for whoever doesn't keep them."""
-    begin = 0
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        while lines := list(islice(file, BATCH)):
-            places = list(accumulate(map(len, lines), initial=begin))
-            begin = places.pop()
-            if not lines[-1].endswith(b"\n"):
-                lines.pop()
-            yield from _parsed(lines, lambda data, number: make(data, places[number]))  # noqa: B023 - called at once
+        for _, made in batches(file, lambda data, _: make(data)):
+            yield from made
+
+
+def batches(file: IO[bytes], make: Callable[[dict[str, Any], int], Made]) -> Iterator[tuple[list[bytes], list[Made]]]:
+    """From where the file stands, so many lines at a time, with what `make` makes of them. It is told where in the file each
+    begins, for whoever wants to read it again."""
+    begin = file.tell()
+    while lines := list(islice(file, BATCH)):
+        places = list(accumulate(map(len, lines), initial=begin))
+        begin = places.pop()
+        if not lines[-1].endswith(b"\n"):
+            lines.pop()
+        yield lines, list(_parsed(lines, lambda data, number: make(data, places[number])))  # noqa: B023 - called at once
 
 
 def line_at(path: Path, begin: int) -> bytes:
@@ -78,7 +80,7 @@ def line_at(path: Path, begin: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Python's search for unreachable cycles takes a third of the time where thousands of objects come to stay."""
     was = gc.isenabled()
     gc.disable()
