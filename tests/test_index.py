@@ -22,7 +22,9 @@ class Reader:
 
     def __call__(self, version: str = "1") -> list[tuple[int, int]]:
         self.parsed = 0
-        return read_indexed(self.path, self.make, list, lambda packed: (packed[0], packed[1]), version)
+        return read_indexed(
+            self.path, self.path.with_suffix(".index"), self.make, list, lambda packed: (packed[0], packed[1]), version
+        )
 
     def make(self, data: dict[str, int], at: int) -> tuple[int, int]:
         self.parsed += 1

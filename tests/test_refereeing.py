@@ -76,7 +76,7 @@ def test_an_honest_run_is_scored_by_the_referee_and_leaves_its_weights(ready_lab
 def test_a_score_that_is_only_printed_is_no_score(ready_lab: Path, cli: Cli) -> None:
     put(ready_lab, FORGED)
     done = cli("run", "--sandbox", BEST)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "ended before 'hello'" in done.stderr
 
 

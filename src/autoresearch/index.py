@@ -23,6 +23,7 @@ HEAD, OWN_CHECK = struct.Struct("<IIII"), struct.Struct("<I")
 
 def read_indexed(
     path: Path,
+    index: Path,
     make: Callable[[dict[str, Any], int], Made],
     pack: Callable[[Made], Any],
     unpack: Callable[[Any], Made],
@@ -30,7 +31,7 @@ def read_indexed(
 ) -> list[Made]:
     """What `make` makes of each line and the place where it begins, in order; lines that are none, or that it raises for, are left
     out. `pack` makes of that what marshal can write, `unpack` the same again; `version` is another one when these have changed."""
-    index, found, whole = path.with_suffix(".index"), list[Made](), 0
+    found, whole = list[Made](), 0
     seed = crc32(f"{version} {sys.version_info[:2]}".encode())
     with contextlib.suppress(FileNotFoundError), path.open("rb") as lines, no_collection():
         read = 0

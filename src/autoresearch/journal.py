@@ -401,8 +401,9 @@ class Journal:
 
     def _read(self) -> list[Experiment]:
         # One whose line was cut, if of its newline alone, is written again by `unfinished`.
-        read = read_indexed(self._lines, self._past, Past.pack, partial(Past.unpack, self._lines), " ".join(Past.STORED))
-        self._settled = cast(list[Experiment], read)
+        index, unpack = self.root / "experiments.index", partial(Past.unpack, self._lines)
+        found = read_indexed(self._lines, index, self._past, Past.pack, unpack, version=" ".join(Past.STORED))
+        self._settled = cast(list[Experiment], found)
         return self._settled
 
     def _past(self, data: dict[str, Any], at: int) -> Past:
