@@ -23,7 +23,7 @@ from conftest import ROOT, fewer_tokens, git, make_lab, toy, unboxed
 
 from autoresearch import cli as commands
 from autoresearch import hardware, session
-from autoresearch.experiment import referee, refereeing
+from autoresearch.experiment import cuts, referee, refereeing
 from autoresearch.experiment.witness import Witness
 from autoresearch.lab import data_fingerprint
 
@@ -189,7 +189,7 @@ class Compiled(SourceFileLoader):
 
 
 class ForkedReferee:
-    """A referee in a fork of this process, as `subprocess.Popen` has it: numpy is imported already."""
+    """A referee in a fork of this process, as `subprocess.Popen` has it: numpy is imported already, and it counts in few rows."""
 
     def __init__(self, spec: Mapping[str, Any], log: Any) -> None:
         self.returncode: int | None = None
@@ -206,6 +206,7 @@ class ForkedReferee:
                         with contextlib.suppress(OSError):
                             os.close(each)
                 sys.argv = ["referee", json.dumps(spec)]
+                referee.SAMPLE_ROWS, cuts.SIEVE = 64, 2**16
                 sys.path_hooks.insert(0, FileFinder.path_hook((Compiled, [".py"])))
                 os._exit(referee.main())
             except BaseException:

@@ -202,6 +202,7 @@ class Past:
     WORDS = ("session", "status", "fingerprint", "category", "crash_class", "verdict")  # one object for all that have the same
     VALUES = ("n", "code_key", "commit", "baseline", "incumbent_bpb", "expected_gain", "val_bpb")
     STORED = (*WORDS, *VALUES, "_names", "_literals", "_details", "_scores", "_at")
+    FORM = f"1 {' '.join(STORED)}"  # of the index: another number where the same fields come to hold something else
     __slots__ = (*STORED, "_path")
 
     def __init__(self, data: dict[str, Any], path: Path, at: int) -> None:
@@ -402,7 +403,7 @@ class Journal:
     def _read(self) -> list[Experiment]:
         # One whose line was cut, if of its newline alone, is written again by `unfinished`.
         index, unpack = self.root / "experiments.index", partial(Past.unpack, self._lines)
-        found = read_indexed(self._lines, index, self._past, Past.pack, unpack, version=" ".join(Past.STORED))
+        found = read_indexed(self._lines, index, self._past, Past.pack, unpack, Past.FORM)
         self._settled = cast(list[Experiment], found)
         return self._settled
 
