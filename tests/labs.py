@@ -23,9 +23,11 @@ from conftest import ROOT, fewer_tokens, git, make_lab, toy, unboxed
 
 from autoresearch import cli as commands
 from autoresearch import hardware, session
-from autoresearch.experiment import cuts, referee, refereeing
+from autoresearch.experiment import crossing, cuts, referee, refereeing
 from autoresearch.experiment.witness import Witness
 from autoresearch.lab import data_fingerprint
+from autoresearch.literals import code_key, read_literals
+from autoresearch.size import code_size
 
 PATIENCE = 60.0  # seconds for an event that takes well under one
 AUTORESEARCH = (sys.executable, "-P", "-m", "autoresearch")
@@ -155,6 +157,8 @@ def facts(lab: Path, known: list[Any] = []) -> list[Any]:  # noqa: B006 - kept f
 def forked(lab: Path, *arguments: str, rigged: Callable[[], None] = lambda: None) -> subprocess.CompletedProcess[str]:
     """The command in a fork of this process, which spares it the start of Python. A signal that ended it is a negative code."""
     data, machine = facts(lab)
+    for known in (code_key, code_size, crossing._statements, read_literals):  # kept by them, and so by the fork
+        known(toy())
     out, err = lab.parent / "stdout", lab.parent / "stderr"
     gc.freeze()  # else a collection in the fork copies all that was ever imported: 0.1 s
     child = os.fork()
