@@ -300,7 +300,9 @@ def _told(rule: "Rule", session: "Session") -> str:
 
 
 def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
-    """'5 experiments and the baseline, about 44 s each: done in about 5 minutes'."""
+    """'5 experiments and the baseline, about 44 s each: about 4 to 10 minutes in all, by how many have to be run again'."""
+    from autoresearch import judge
+
     scored = [done for done in session.history() if done.val_bpb]
     seconds = [done.result.wall_seconds for done in scored[-RECENT:] if done.result]
     budget = float(session.constants["TIME_BUDGET"])
@@ -309,8 +311,12 @@ def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
     if limit == 0:
         return f"experiments until you stop with Ctrl-C, about {each:.0f} s each ({budget:.0f} s of training)"
     what = f"{limit} experiment{'s' if limit > 1 else ''}{' and the baseline' if runs > limit else ''}"
-    whole = f"{runs * each / 60:.0f} minutes" if runs * each >= 120 else f"{runs * each:.0f} s"
-    return f"{what}, about {each:.0f} s each ({budget:.0f} s of training): about {whole} in all"
+    again = 0 if rule.keep == judge.STRICT else limit * (rule.most_runs - 1) + rule.most_reference
+    least, most = runs * each, (runs + again) * each
+    unit, name = (60, "minutes") if least >= 120 else (1, "s")
+    whole = f"{least / unit:.0f} {name}" if not again else f"{least / unit:.0f} to {most / unit:.0f} {name}"
+    why = ", by how many have to be run again" if again else ""
+    return f"{what}, about {each:.0f} s each ({budget:.0f} s of training): about {whole} in all{why}"
 
 
 def _end(session: "Session") -> None:
