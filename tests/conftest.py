@@ -376,7 +376,7 @@ def ready_lab(lab: Path, cli: Cli) -> Path:
 
 
 def fewer_tokens(lab: Path) -> None:
-    """One in 32 of the validation tokens that `setup` chose: scoring all takes seconds."""
+    """EVAL_ROWS rows of validation tokens instead of those that `setup` chose: scoring all takes seconds."""
     constants = lab / "constants.py"
     constants.write_text(re.sub(r"(?m)^EVAL_TOKENS = \S+", f"EVAL_TOKENS = {EVAL_ROWS * 256}", constants.read_text()))
     git(lab, "commit", "--quiet", "--amend", "--no-edit", "--", "constants.py")

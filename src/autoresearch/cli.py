@@ -311,12 +311,12 @@ def _estimate(session: "Session", limit: int, rule: "Rule") -> str:
     if limit == 0:
         return f"experiments until you stop with Ctrl-C, about {each:.0f} s each ({budget:.0f} s of training)"
     what = f"{limit} experiment{'s' if limit > 1 else ''}{' and the baseline' if runs > limit else ''}"
-    again = 0 if rule.keep == judge.STRICT else limit * (rule.most_runs - 1) + rule.most_reference
-    least, most = runs * each, (runs + again) * each
-    unit, name = (60, "minutes") if least >= 120 else (1, "s")
-    whole = f"{least / unit:.0f} {name}" if not again else f"{least / unit:.0f} to {most / unit:.0f} {name}"
-    why = ", by how many have to be run again" if again else ""
-    return f"{what}, about {each:.0f} s each ({budget:.0f} s of training): about {whole} in all{why}"
+    repeats = 0 if rule.keep == judge.STRICT else limit * (rule.most_runs - 1) + rule.most_reference
+    unit, name = (60, "minutes") if runs * each >= 120 else (1, "s")
+    whole = f"{runs * each / unit:.0f} {name} in all"
+    if repeats:
+        whole = f"{runs * each / unit:.0f} to {(runs + repeats) * each / unit:.0f} {name} in all, by how many have to be run again"
+    return f"{what}, about {each:.0f} s each ({budget:.0f} s of training): about {whole}"
 
 
 def _end(session: "Session") -> None:
