@@ -3,6 +3,7 @@
 The recipe, each part with its source:
 - pre-norm transformer, RMSNorm without weights, untied head, no biases; ReLU^2 MLP (Primer, arXiv 2109.08668)
 - rotary positions (RoFormer, 2104.09864), then QK-norm (2010.04245); most layers see a block of the row (Longformer, 2004.05150)
+- every head's result passes a gate (2505.06708)
 - value embeddings: tokens feed the attention's values directly, through a gate for each head (value residual, 2410.17897)
 - every layer takes in the residual stream and the first embedding, both with learned weights; a token's first embedding has some of
   its predecessor's in it, and before the head a share of the middle layer's stream is taken out ("smear", "backout": nanochat 2026)
@@ -48,7 +49,7 @@ QK_SCALE = 1.2  # queries and keys are this long after their norm: sharper atten
 ROPE_BASE = 200_000.0  # longest wavelength of the rotary positions, in tokens over 2 pi
 SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
 VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
-GATE_CHANNELS = 32  # channels of a token that decide on its value embedding's gate; fixed
+GATE_CHANNELS = 32  # channels of a token that decide on its gates, of the heads' results and of its value embedding; fixed
 
 SMEAR_CHANNELS = 24  # channels of a token that decide how much of the previous token's embedding it takes in; fixed
 
@@ -314,27 +315,32 @@ def stem(tokens: Tensor, embed: Tensor, smear: Tensor, smear_gate: Tensor) -> Te
     return x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]
 
 
+def gate(y: Tensor, weight: Tensor) -> Tensor:
+    """A factor for each head from a token's first channels, (B, T, H, 1): 1 while the weights are 0."""
+    return 2 * torch.sigmoid(F.linear(y[..., :GATE_CHANNELS], weight))[..., None]
+
+
 @compiled
 def project(
-    stream: tuple[Tensor, ...], first: Tensor, mix: tuple[Tensor, Tensor], qk_weight: Tensor, value_weight: Tensor, value: tuple
-) -> tuple[Tensor, Tensor, Tensor]:
+    stream: tuple[Tensor, ...], first: Tensor, mix: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], value: tuple
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A block's input from the stream's parts and the first embedding, (B, T, WIDTH) each; from its norm queries and keys
-    (B, T, 2, H, D) and values (B, T, H, D). `value`: tokens, embeddings and gates, or nothing."""
+    (B, T, 2, H, D), values (B, T, H, D) and the heads' gates (B, T, H, 1). `value`: tokens, embeddings and gates, or nothing."""
+    qk_weight, value_weight, gate_weight = weights
     B, T, _ = first.shape
     x = mix[0] * reduce(torch.add, stream) + mix[1] * first
     y = norm(x)
     v = F.linear(y, value_weight).view(B, T, NUM_HEADS, HEAD_DIM)
     if value:
         tokens, embeds, gates = value
-        gate = 2 * torch.sigmoid(F.linear(y[..., :GATE_CHANNELS], gates))
-        v = v + gate[..., None] * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
-    return x, F.linear(y, qk_weight).view(B, T, 2, NUM_HEADS, HEAD_DIM), v
+        v = v + gate(y, gates) * F.embedding(tokens, embeds).to(DTYPE).view(B, T, NUM_HEADS, HEAD_DIM)
+    return x, F.linear(y, qk_weight).view(B, T, 2, NUM_HEADS, HEAD_DIM), v, gate(y, gate_weight)
 
 
 @compiled
-def join(x: Tensor, attended: Tensor, out_weight: Tensor) -> tuple[Tensor, Tensor]:
+def join(x: Tensor, attended: Tensor, gates: Tensor, out_weight: Tensor) -> tuple[Tensor, Tensor]:
     """The stream after a block's attention, and its norm."""
-    x = x + F.linear(attended.flatten(2), out_weight)
+    x = x + F.linear((attended * gates).flatten(2), out_weight)
     return x, norm(x)
 
 
@@ -378,6 +384,7 @@ class GPT(nn.Module):
         self.value_embeds = nn.Parameter(torch.empty(len(self.value_layers), self.vocab, WIDTH))
         self.value_gates = nn.Parameter(torch.empty(len(self.value_layers), NUM_HEADS, GATE_CHANNELS))
         self.attention = nn.Parameter(torch.empty(DEPTH, 4, WIDTH, WIDTH))  # query, key, value, output
+        self.gates = nn.Parameter(torch.empty(DEPTH, NUM_HEADS, GATE_CHANNELS))
         self.mlp_in = nn.Parameter(torch.empty(DEPTH, hidden, WIDTH))
         self.mlp_out = nn.Parameter(torch.empty(DEPTH, WIDTH, hidden))
         self.residual = nn.Parameter(torch.empty(DEPTH))
@@ -397,7 +404,8 @@ class GPT(nn.Module):
         nn.init.zeros_(self.smear_gate)
         nn.init.zeros_(self.smear)
         nn.init.uniform_(self.value_embeds, -INIT_SCALE * bound, INIT_SCALE * bound)
-        nn.init.zeros_(self.value_gates)  # a gate of 2 * sigmoid(0) = 1
+        nn.init.zeros_(self.value_gates)
+        nn.init.zeros_(self.gates)
         nn.init.uniform_(self.attention, -INIT_SCALE * bound, INIT_SCALE * bound)
         nn.init.zeros_(self.attention[:, 3])  # every block begins as the identity
         nn.init.uniform_(self.mlp_in, -MLP_INIT_SCALE * bound, MLP_INIT_SCALE * bound)
@@ -412,6 +420,7 @@ class GPT(nn.Module):
         turns = self.cos[:, :T], self.sin[:, :T]
         attention = self.attention.to(DTYPE)
         qk, value, out = attention[:, :2].flatten(1, 2).unbind(), attention[:, 2].unbind(), attention[:, 3].unbind()
+        into = list(zip(qk, value, self.gates.to(DTYPE).unbind(), strict=True))
         mlp_in, mlp_out = self.mlp_in.to(DTYPE).unbind(), self.mlp_out.to(DTYPE).unbind()
         residual, first_weight = self.residual.unbind(), self.first.unbind()
         tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
@@ -421,9 +430,9 @@ class GPT(nn.Module):
         stream = (middle := begin,)
         for i in range(DEPTH):
             mix = residual[i], first_weight[i]
-            x, heads, v = project(stream, first[i], mix, qk[i], value[i], values.get(i, ()))
+            x, heads, v, gates = project(stream, first[i], mix, into[i], values.get(i, ()))
             q, k = Turn.apply(heads, *turns)
-            x, y = join(x, attend(q, k, v, self.reach[i]), out[i])
+            x, y = join(x, attend(q, k, v, self.reach[i]), gates, out[i])
             stream = x, MLP.apply(y.flatten(0, 1), mlp_in[i], mlp_out[i]).view_as(y)  # added up where they are read
             if i == DEPTH // 2:
                 middle = x
@@ -520,7 +529,7 @@ class Optimizer:
             (model.head, HEAD_LR * wide, HEAD_DECAY),
             (model.first, SCALAR_LR, 0.0),
         ]
-        small = (model.residual, model.value_gates, model.smear, model.smear_gate, model.backout)
+        small = (model.residual, model.gates, model.value_gates, model.smear, model.smear_gate, model.backout)
         self.adamw += [(p, SCALAR_LR * 0.01, 0.0) for p in small]
         self.adamw = [entry for entry in self.adamw if entry[0].numel()]
         self.muon = [model.attention, model.mlp_in, model.mlp_out]
