@@ -41,7 +41,7 @@ class Rule:
 
 
 GPU = Rule()
-CPU = Rule(noise_runs=1, most_runs=2, most_reference=2)  # minutes for a first session, and gains far larger than the noise
+CPU = Rule(noise_runs=1, most_runs=2, most_reference=1)  # minutes for a first session, and gains far larger than the noise
 
 
 @dataclass(frozen=True)
