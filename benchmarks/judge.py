@@ -1,6 +1,7 @@
 """What the keep rules are worth: 200 simulated sessions by each, with the GPU time of 100 experiments of the strict rule.
 
     uv run python benchmarks/judge.py [--sessions 200] [--experiments 100]
+    uv run python benchmarks/judge.py --first-session
 
 The noise is 0.0004 bpb a run, as at 300 s on an H100; each session's own sigma varies about that a little. The streams of ideas are
 made up: most do nothing or harm, few help (`STREAMS`). Ours is judge.py's own code with its own estimate of the noise, which starts
@@ -11,9 +12,13 @@ true gain      how much lower the last kept train.py really is than the first
 claimed        how much lower the best kept row is than the first row: what the report says
 false keeps    kept ideas that don't help, of those kept, and of the useless ideas that were tried
 missed         ideas that help and were tried and not kept, and the bpb they would have brought, of all that was in them
+
+--first-session asks how long the first command takes on a CPU: 4,000 sessions of five ideas by its rule and by those that run an
+incumbent again less or more often, at the noise of its prior. Seconds are reckoned from what a run, an audit and the installation took.
 """
 
 import argparse
+import math
 import random
 import statistics
 from collections.abc import Callable
@@ -101,11 +106,11 @@ def strict(session: Session) -> None:
         session.count(change, score < min(session.rows), score)
 
 
-def ours(session: Session, rule: judge.Rule = judge.GPU) -> None:
+def ours(session: Session, rule: judge.Rule = judge.GPU, prior: noise.Prior = noise.GPU, most: float = math.inf) -> None:
     incumbent = judge.Incumbent(tuple(session.run(session.value) for _ in range(rule.noise_runs)), selected=False)
     session.rows.append(noise.mean(incumbent.scores))
     repeats = [list(incumbent.scores)]  # of each commit that was run more than once
-    while session.runs_left > 0:
+    while session.runs_left > 0 and session.experiments < most:
         change = session.idea()
         candidate: list[float] = []
         outcome = judge.AGAIN
@@ -115,7 +120,7 @@ def ours(session: Session, rule: judge.Rule = judge.GPU) -> None:
             else:
                 incumbent = incumbent.again(session.run(session.value))
                 repeats[0] = list(incumbent.scores)
-            found = noise.estimate(noise.GPU, [*repeats, candidate])
+            found = noise.estimate(prior, [*repeats, candidate])
             outcome = judge.compare(candidate, incumbent, found, rule).outcome
         session.count(change, outcome == judge.BETTER, noise.mean(candidate))
         if outcome == judge.BETTER:
@@ -123,6 +128,35 @@ def ours(session: Session, rule: judge.Rule = judge.GPU) -> None:
             repeats.insert(0, candidate)
         else:
             repeats.append(candidate)
+
+
+RUN, AUDIT, INSTALLATION = 35.5, 24.0, 33.0  # seconds, on two quiet cores
+ALLOWED = 420.0  # seconds for a first session
+MANY = 1000  # runs: more than five ideas can take
+SEARCHED = {"wide": (0.01, 0.03), "narrow": (0.0, 0.02), "tiny": (0.0, 0.006)}  # bpb, mean and deviation of what an idea changes
+
+
+def first_session(rule: judge.Rule, ideas: tuple[float, float], draw: random.Random) -> tuple[int, float, float]:
+    """Runs, seconds and true gain of a baseline and five ideas on a CPU."""
+    session = Session(noise.CPU.sigma, partial(draw.gauss, *ideas), MANY, draw)
+    ours(session, rule, noise.CPU, most=5)
+    runs = MANY - session.runs_left
+    return runs, INSTALLATION + RUN * runs + AUDIT * session.kept, START - session.value
+
+
+def tell_first_sessions() -> None:
+    print(
+        "| ideas | an incumbent is run again up to | runs | seconds, median | nine in ten below | over seven minutes | true gain |"
+    )
+    print("|---" * 7 + "|")
+    for name, ideas in SEARCHED.items():
+        for most in (0, 1, 2):
+            draw, rule = random.Random(f"first {name}"), replace(judge.CPU, most_reference=most)
+            runs, seconds, gains = zip(*(first_session(rule, ideas, draw) for _ in range(4000)), strict=True)
+            ordered = sorted(seconds)
+            cells = f"{statistics.mean(runs):.1f} | {ordered[2000]:.0f} | {ordered[3600]:.0f}"
+            late = statistics.mean(each > ALLOWED for each in seconds)
+            print(f"| {name} | {most} | {cells} | {late:.1%} | {statistics.mean(gains):.4f} |", flush=True)
 
 
 Play = Callable[[Session], None]
@@ -181,7 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--experiments", type=int, default=100)
+    parser.add_argument("--first-session", action="store_true", help="how long the first command takes on a CPU, and no more")
     arguments = parser.parse_args()
+    if arguments.first_session:
+        return tell_first_sessions()
     alone = partial(ours, rule=replace(judge.GPU, most_reference=1))
     rules: dict[str, Play] = {"strict": strict, "ours": ours, "ours, the incumbent run again only if it must be": alone}
     last = ""

@@ -37,11 +37,13 @@ class Rule:
     noise_runs: int = 3  # of a baseline
     most_runs: int = 4  # of a candidate
     most_reference: int = 5  # of an incumbent, without its first: more are not made for a candidate's sake
+    sure_not: float = SURE_NOT  # evidence at which a candidate is given up
     simpler: bool = True  # whether as good and clearly less code is a keep
 
 
 GPU = Rule()
-CPU = Rule(noise_runs=1, most_runs=2, most_reference=1)  # minutes for a first session, and gains far larger than the noise
+# Minutes for a first session: a second run only where the first speaks for the candidate, none of a baseline for its sake.
+CPU = Rule(noise_runs=1, most_runs=2, most_reference=1, sure_not=0.5)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def compare(candidate: Sequence[float], incumbent: Incumbent, noise: Noise, rule
         outcome = BETTER
     elif simpler and inside >= EQUAL:
         outcome = SIMPLER
-    elif inside <= -EQUAL if simpler else evidence <= SURE_NOT:
+    elif inside <= -EQUAL if simpler else evidence <= rule.sure_not:
         outcome = NOT_BETTER
     elif len(incumbent.fair) <= len(candidate) and len(incumbent.fair) < rule.most_reference:
         outcome = AGAIN_INCUMBENT
