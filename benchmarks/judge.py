@@ -13,8 +13,8 @@ claimed        how much lower the best kept row is than the first row: what the 
 false keeps    kept ideas that don't help, of those kept, and of the useless ideas that were tried
 missed         ideas that help and were tried and not kept, and the bpb they would have brought, of all that was in them
 
---first-session asks how long the first command takes on a CPU: 4,000 sessions of five ideas by its rule and by those that run an
-incumbent again less or more often, at the noise of its prior. Seconds are reckoned from what a run, an audit and the installation took.
+--first-session asks how long the first command takes on a CPU: 4,000 sessions of five ideas by its rule and by two that repeat
+more, at the noise of its prior. Seconds are reckoned from what a run, an audit and the installation took.
 """
 
 import argparse
@@ -145,18 +145,20 @@ def first_session(rule: judge.Rule, ideas: tuple[float, float], draw: random.Ran
 
 
 def tell_first_sessions() -> None:
-    print(
-        "| ideas | an incumbent is run again up to | runs | seconds, median | nine in ten below | over seven minutes | true gain |"
-    )
-    print("|---" * 7 + "|")
-    for name, ideas in SEARCHED.items():
-        for most in (0, 1, 2):
-            draw, rule = random.Random(f"first {name}"), replace(judge.CPU, most_reference=most)
-            runs, seconds, gains = zip(*(first_session(rule, ideas, draw) for _ in range(4000)), strict=True)
-            ordered = sorted(seconds)
-            cells = f"{statistics.mean(runs):.1f} | {ordered[2000]:.0f} | {ordered[3600]:.0f}"
-            late = statistics.mean(each > ALLOWED for each in seconds)
-            print(f"| {name} | {most} | {cells} | {late:.1%} | {statistics.mean(gains):.4f} |", flush=True)
+    near = replace(judge.CPU, sure_not=judge.SURE_NOT)
+    rules = {
+        "shipped": judge.CPU,
+        "a second run for whatever is near": near,
+        "and one of the baseline": replace(near, most_reference=2),
+    }
+    print("| ideas | rule | runs | seconds, median | nine in ten below | over seven minutes | true gain |\n" + "|---" * 7 + "|")
+    for ideas in SEARCHED:
+        for name, rule in rules.items():
+            draw = random.Random(f"first {ideas}")
+            runs, seconds, gains = zip(*(first_session(rule, SEARCHED[ideas], draw) for _ in range(4000)), strict=True)
+            ordered, late = sorted(seconds), statistics.mean(each > ALLOWED for each in seconds)
+            cells = f"{statistics.mean(runs):.1f} | {ordered[2000]:.0f} | {ordered[3600]:.0f} | {late:.1%}"
+            print(f"| {ideas} | {name} | {cells} | {statistics.mean(gains):.4f} |", flush=True)
 
 
 Play = Callable[[Session], None]
