@@ -4,6 +4,7 @@ The recipe, each part with its source:
 - pre-norm transformer, RMSNorm without weights, untied head, no biases; ReLU^2 MLP (Primer, arXiv 2109.08668)
 - rotary positions (RoFormer, 2104.09864), then QK-norm (2010.04245); most layers see a block of the row (Longformer, 2004.05150)
 - every head's result passes a gate (2505.06708)
+- pairs of a token and its predecessor have embeddings, which share the rows of one table (hash embeddings, 1709.03933)
 - value embeddings: tokens feed the attention's values directly, through a gate for each head (value residual, 2410.17897)
 - every layer takes in the residual stream and the first embedding, both with learned weights; a token's first embedding has some of
   its predecessor's in it, and before the head a share of the middle layer's stream is taken out ("smear", "backout": nanochat 2026)
@@ -51,6 +52,7 @@ SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
 VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
 GATE_CHANNELS = 32  # channels of a token that decide on its gates, of the heads' results and of its value embedding; fixed
 
+PAIR_ROWS = 5  # rows of the table of token pairs over VOCAB_SIZE; 0: no table; one of: 0, 2, 5, 10
 SMEAR_CHANNELS = 24  # channels of a token that decide how much of the previous token's embedding it takes in; fixed
 
 # Initial values
@@ -68,6 +70,7 @@ DEVICE_BATCH = 64  # rows of one device step, halved until it fits; fixed
 MATRIX_LR = 0.04  # Muon, the matrices of the blocks
 EMBED_LR = 0.9  # AdamW, token and value embeddings
 HEAD_LR = 0.005  # AdamW, output head
+PAIR_LR = 0.03  # AdamW, embeddings of pairs, at any width
 SCALAR_LR = 0.5  # AdamW, weights of the first embedding; the residual weights and the gates take 1% of it
 MUON_MOMENTUM = 0.95  # momentum of Muon after its ramp
 MUON_MOMENTUM_START = 0.85  # momentum of Muon at the first step; fixed
@@ -79,6 +82,7 @@ MATRIX_DECAY = 0.1  # cautious weight decay of the matrices, falls to 0 over the
 EMBED_DECAY = 0.001  # weight decay of the token embedding
 VALUE_DECAY = 0.003  # weight decay of the value embeddings
 HEAD_DECAY = 0.01  # weight decay of the output head
+PAIR_DECAY = 0.1  # weight decay of the embeddings of pairs
 WARMDOWN = 0.75  # last fraction of the run in which the learning rates fall linearly
 FINAL_LR = 0.05  # where they end, as a fraction of their peak
 
@@ -96,6 +100,8 @@ def check_shapes() -> None:
     """What can't work is told before any GPU time is spent. Raises ValueError with the name of the literal."""
     if min(DEPTH, NUM_HEADS, HEAD_DIM, MLP_RATIO, SHORT_WINDOW, DEVICE_BATCH) < 1:
         raise ValueError("DEPTH, NUM_HEADS, HEAD_DIM, MLP_RATIO, SHORT_WINDOW and DEVICE_BATCH must be at least 1")
+    if PAIR_ROWS < 0:
+        raise ValueError(f"PAIR_ROWS = {PAIR_ROWS} must be 0 or more")
     if HEAD_DIM % 2:
         raise ValueError(f"HEAD_DIM = {HEAD_DIM} is odd: rotary positions turn channels in pairs")
     if not WINDOW_PATTERN or set(WINDOW_PATTERN) - set("SL"):
@@ -308,11 +314,16 @@ class Fan(torch.autograd.Function):
 
 
 @compiled
-def stem(tokens: Tensor, embed: Tensor, smear: Tensor, smear_gate: Tensor) -> Tensor:
-    """The first embedding (B, T, WIDTH): the token's own and, through a gate, that of the token before it."""
+def stem(tokens: Tensor, embed: Tensor, pairs: Tensor, smear: Tensor, smear_gate: Tensor) -> Tensor:
+    """The first embedding (B, T, WIDTH): the token's, through a gate that of the token before it, and that of the two as a pair."""
     x = norm(F.embedding(tokens, embed).to(DTYPE))
     gate = smear * torch.sigmoid(F.linear(x[..., :SMEAR_CHANNELS], smear_gate.to(DTYPE)))
-    return x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]
+    x = x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1]
+    if not PAIR_ROWS:
+        return x
+    before = F.pad(tokens, (1, 0))[:, :-1]
+    row = (tokens * 2_654_435_761 + before * 2_246_822_519) % len(pairs)  # large primes spread the pairs over the rows
+    return x + F.embedding(row, pairs).to(DTYPE)
 
 
 def gate(y: Tensor, weight: Tensor) -> Tensor:
@@ -379,6 +390,7 @@ class GPT(nn.Module):
 
         hidden = MLP_RATIO * WIDTH
         self.embed = nn.Parameter(torch.empty(self.vocab, WIDTH))
+        self.pairs = nn.Parameter(torch.empty(PAIR_ROWS * self.vocab, WIDTH))
         self.smear_gate = nn.Parameter(torch.empty(1, SMEAR_CHANNELS))
         self.smear = nn.Parameter(torch.empty(()))
         self.value_embeds = nn.Parameter(torch.empty(len(self.value_layers), self.vocab, WIDTH))
@@ -401,6 +413,7 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         bound = math.sqrt(3 / WIDTH)
         nn.init.normal_(self.embed)
+        nn.init.zeros_(self.pairs)
         nn.init.zeros_(self.smear_gate)
         nn.init.zeros_(self.smear)
         nn.init.uniform_(self.value_embeds, -INIT_SCALE * bound, INIT_SCALE * bound)
@@ -426,7 +439,7 @@ class GPT(nn.Module):
         tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
         values = {layer: (tokens, *table) for layer, table in zip(self.value_layers, tables, strict=True)}
 
-        begin, *first = Fan.apply(stem(tokens, self.embed, self.smear, self.smear_gate), DEPTH + 1)
+        begin, *first = Fan.apply(stem(tokens, self.embed, self.pairs, self.smear, self.smear_gate), DEPTH + 1)
         stream = (middle := begin,)
         for i in range(DEPTH):
             mix = residual[i], first_weight[i]
@@ -527,6 +540,7 @@ class Optimizer:
             (model.embed, EMBED_LR * wide, EMBED_DECAY),
             (model.value_embeds, EMBED_LR * wide, VALUE_DECAY),
             (model.head, HEAD_LR * wide, HEAD_DECAY),
+            (model.pairs, PAIR_LR, PAIR_DECAY),
             (model.first, SCALAR_LR, 0.0),
         ]
         small = (model.residual, model.gates, model.value_gates, model.smear, model.smear_gate, model.backout)

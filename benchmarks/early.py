@@ -3,9 +3,9 @@
     uv run python benchmarks/early.py FOLDER...
 
 FOLDER is a lab or holds labs, such as those that `benchmarks/sessions.py --early-stop off --keep FOLDER` leaves.
-Each run is replayed from its log against the incumbent that it was judged against. Prints, for the rule as it is, for the rule
-without its exemptions of changes that cross late, and without early stops: how many runs are stopped, the share of all runs' time
-that it saves, and the false stops, which are stops of a run that was kept.
+Each run is replayed from its log against the incumbent that it was judged against. Prints, for the rule as it is on a CPU and on
+a GPU, for the latter without its exemptions of changes that cross late, and without early stops: how many runs are stopped, the
+share of all runs' time that it saves, and the false stops, which are stops of a run that was kept.
 """
 
 import argparse
@@ -113,10 +113,13 @@ def main() -> None:
     print(f"{len(found)} sessions, {len(tried)} runs against an incumbent, {kept} of them kept; {total:.0f} s with baselines")
     print(f"noise of an incumbent's curve, as the rule takes it: {noise:.4f} nats in the middle\n")
     print("| rule | on for | stopped | time saved | false stops |\n|---|---|---|---|---|")
-    shipped = [stop for run in tried if (stop := stop_of(run, run.rule))]
+    exempt = sum(run.rule.slack.behind is not None for run in tried if run.rule)
+    shipped = [stop for run in tried if run.rule and (stop := stop_of(run, replace(run.rule, steady=False)))]
+    steady = [stop for run in tried if (stop := stop_of(run, run.rule))]
     everywhere = [stop for run in tried if run.rule and (stop := stop_of(run, replace(run.rule, slack=Slack())))]
-    tell("as it is", total, sum(run.rule.slack.behind is not None for run in tried if run.rule), shipped)
-    tell("without exemptions", total, len(tried), everywhere)
+    tell("on a CPU", total, exempt, shipped)
+    tell("on a GPU", total, exempt, steady)
+    tell("on a GPU, without exemptions", total, len(tried), everywhere)
     tell("no early stops", total, 0, [])
     worse = sorted(
         stop.run.experiment.val_bpb - stop.run.experiment.incumbent_bpb

@@ -40,10 +40,10 @@ def course(behind: Callable[[float], float] = lambda _: 0.0, steps: int = STEPS,
     return points
 
 
-def end(run: list[Point], incumbent: list[Point], slack: Slack = WHOLE) -> tuple[str, float] | None:
+def end(run: list[Point], incumbent: list[Point], slack: Slack = WHOLE, steady: bool = True) -> tuple[str, float] | None:
     """What ends the run, and at which percent."""
     for i, now in enumerate(run):
-        if ended := check(now, run[:i], incumbent, slack):
+        if ended := check(now, run[:i], incumbent, slack, steady):
             return ended.kind, now.percent
     return None
 
@@ -70,6 +70,20 @@ def test_a_loss_above_that_of_an_untrained_model_has_blown_up() -> None:
 @pytest.mark.parametrize(("behind", "where"), [(0.2, 30.0), (0.05, 72.5), (0.005, None)])
 def test_far_behind_ends_a_run_at_30_percent_and_less_far_at_72(behind: float, where: float | None) -> None:
     assert end(course(lambda _: behind), course()) == (("behind", where) if where else None)
+
+
+def test_where_speed_jumps_fewer_steps_are_not_held_against_a_run() -> None:
+    """The loss follows the steps, so one code at 60% of its speed is behind at equal times and not at equal steps."""
+
+    def at_speed(speed: float, worse: float = 0.0) -> list[Point]:
+        return [Point(p.percent / speed, p.loss + worse, p.step) for p in course() if p.percent / speed <= 100]
+
+    assert end(at_speed(0.6), course()) == ("slow", pytest.approx(25.0, abs=1))
+    assert end(at_speed(0.8), course()) == ("behind", pytest.approx(30.0, abs=1))
+    for speed in (0.5, 0.6, 0.8, 1.0):
+        assert end(at_speed(speed), course(), steady=False) is None
+        assert end(at_speed(speed, 0.3), course(), steady=False) == ("behind", pytest.approx(30.0, abs=1))
+    assert end(at_speed(0.35), course(), steady=False) == ("slow", pytest.approx(43.0, abs=1))
 
 
 def test_who_is_catching_up_or_had_one_bad_stretch_goes_on() -> None:

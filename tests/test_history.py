@@ -190,9 +190,11 @@ def traced(work: Callable[[], Any]) -> tuple[int, int]:
 
 
 def test_an_experiment_with_the_literals_of_the_real_train_py_takes_less_than_900_bytes_in_memory(tmp_path: Path) -> None:
-    journal = journal_of(tmp_path, *real_past(1000))
+    made = real_past(1000)
+    journal = journal_of(tmp_path, *made)
     held, peak = traced(journal.settled)
-    assert held / 1000 < 900 and peak / 1000 < 2500
+    assert held / 1000 < 900
+    assert peak / 1000 < 62.5 * len(made[0].literals or {})  # unpacked while it is read: by its literals, 40 when this was measured
 
 
 def peak_of_proposal(folder: Path, count: int, turn: int) -> int:

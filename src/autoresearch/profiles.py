@@ -34,14 +34,14 @@ _CONSTANT_ROWS: dict[str, tuple[int | str, ...]] = {
     "mps":      (300,           256,           131_072,       2048,         "stdlib"),
     "cpu":      (30,            256,           131_072,       2048,         "stdlib"),
 }
-_SIZES = ["DEPTH", "NUM_HEADS", "HEAD_DIM", "TOTAL_BATCH", "DEVICE_BATCH", "WINDOW_PATTERN", "SHORT_WINDOW", "COMPILE"]
+_SIZES = ["DEPTH", "NUM_HEADS", "HEAD_DIM", "PAIR_ROWS", "TOTAL_BATCH", "DEVICE_BATCH", "WINDOW_PATTERN", "SHORT_WINDOW", "COMPILE"]
 _SIZE_ROWS: dict[str, tuple[int | str, ...]] = {
-    "gpu-70gb": (9,  5,           128,        2**17,         64,             "SSSSL",          512,            True),
-    "gpu-36gb": (9,  5,           128,        2**17,         64,             "SSSSL",          512,            True),
-    "gpu-15gb": (8,  4,           128,        2**16,         64,             "SSSL",           256,            True),
-    "gpu-5gb":  (6,  4,           64,         2**15,         64,             "SSL",            128,            True),
-    "mps":      (4,  4,           32,         2**12,         16,             "SSSL",           128,            False),
-    "cpu":      (4,  4,           32,         2**11,         8,              "SSSL",           128,            False),
+    "gpu-70gb": (9,  5,           128,        5,           2**17,         64,             "SSSSL",          512,            True),
+    "gpu-36gb": (9,  5,           128,        5,           2**17,         64,             "SSSSL",          512,            True),
+    "gpu-15gb": (8,  4,           128,        5,           2**16,         64,             "SSSL",           256,            True),
+    "gpu-5gb":  (6,  4,           64,         5,           2**15,         64,             "SSL",            128,            True),
+    "mps":      (4,  4,           32,         0,           2**12,         16,             "SSSL",           128,            False),
+    "cpu":      (4,  4,           32,         0,           2**11,         8,              "SSSL",           128,            False),
 }
 # fmt: on
 _GPU_FROM_MB = {"gpu-70gb": 70_000, "gpu-36gb": 36_000, "gpu-15gb": 15_000, "gpu-5gb": 0}

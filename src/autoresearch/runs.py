@@ -65,7 +65,8 @@ class Runs:
         best = self.session.kept(experiment.session, experiment.fingerprint)
         if not self.early_stop or experiment.baseline or experiment.counted or best is None:
             return None
-        return against(self.journal.folder(best.n), self.source_of(experiment), experiment.category)
+        steady = self.session.machine.device == "cuda"  # a CPU's speed changes with its other tenants and with heat
+        return against(self.journal.folder(best.n), self.source_of(experiment), experiment.category, steady)
 
     def again(self, incumbent: Experiment) -> RunResult:
         """One more run of a settled experiment, so that others can be compared with it. Its own weights stay."""

@@ -77,6 +77,11 @@ def steps_at(curve: Curve, percent: float) -> float:
     return before.step * percent / before.percent if before.percent else 0.0
 
 
+def percent_at(curve: Curve, steps: float) -> float:
+    """The share of the budget at which so many steps were done; the last one known if there never were so many."""
+    return next((point.percent for point in curve if point.step >= steps), curve[-1].percent if curve else 0.0)
+
+
 def noise(curve: Curve) -> float:
     """Standard deviation of a window's mean loss, in nats; 0 where the curve is too short to tell.
 

@@ -5,7 +5,9 @@ other than itself: a run that is ended early is never kept.
 
 The margins are those of runs of 300 s on a GPU, from public logs of speed-runs: at 70 to 75% of the way 99.9% of the runs of one
 code lie less than 0.011 nats above their own mean. Where batches are small, as on a CPU, most of a difference is their luck: that
-part is read off the incumbent's own curve and added. `benchmarks/early.py` replays the rule on recorded sessions.
+part is read off the incumbent's own curve and added. Where the speed of one code is not steady from run to run, as on a CPU
+(other tenants, heat), fewer steps are not held against a run: it has to be behind at equal steps too. `benchmarks/early.py` replays
+the rule on recorded sessions.
 """
 
 import math
@@ -21,7 +23,7 @@ CHECKS = ((30.0, 0.10), (72.5, 0.015))  # percent of the budget, nats behind the
 # Standard deviations of two windows' difference, in each of two windows one after the other. Of 1,500 made-up runs like their
 # incumbent, with the scatter of the CPU profile, it ended 0.4%.
 SURE = 1.85
-SLOWEST = 0.7  # of the incumbent's steps at the same share of the budget
+SLOWEST, SLOWEST_UNSTEADY = 0.7, 0.4  # of the incumbent's steps at the same share of the budget; where speed jumps
 FIRST_STEPS, FIRST_PERCENT = 30, 5.0  # before them neither speed nor loss says anything
 SPEED_UNTIL = 50.0  # percent; later there is less to save than a disturbance may cost
 UNTRAINED_PERCENT, UNTRAINED = 10.0, 0.5  # nats above any loss of the incumbent's: it diverges
@@ -47,8 +49,8 @@ class Ended(Exception):
         return RunResult(outcome, wall_seconds=wall, memory_mb=memory_mb, crash_class=self.kind, detail=self.detail, seed=seed)
 
 
-def check(now: Point, seen: Curve, incumbent: Curve, slack: Slack) -> Ended | None:
-    """Why the run ends at `now`; None if it goes on. `seen`: its points before that."""
+def check(now: Point, seen: Curve, incumbent: Curve, slack: Slack, steady: bool = True) -> Ended | None:
+    """Why the run ends at `now`; None if it goes on. `seen`: its points before that; `steady`: one code has one speed here."""
     if not math.isfinite(now.loss):
         return Ended(NON_FINITE, f"the loss is {now.loss} at step {now.step}")
     if not incumbent or now.step < FIRST_STEPS or now.percent < FIRST_PERCENT:
@@ -58,17 +60,17 @@ def check(now: Point, seen: Curve, incumbent: Curve, slack: Slack) -> Ended | No
         return Ended(BLOWN_UP, f"loss {now.loss:.2f} at {now.percent:.0f}%, above an untrained model's")
     if slack.behind is None:
         return None
-    return _slow(now, incumbent) or _behind(now, seen, incumbent, slack.behind)
+    return _slow(now, incumbent, steady) or _behind(now, seen, incumbent, slack.behind, steady)
 
 
-def _slow(now: Point, incumbent: Curve) -> Ended | None:
+def _slow(now: Point, incumbent: Curve, steady: bool) -> Ended | None:
     expected = curve.steps_at(incumbent, now.percent)
-    if now.percent > SPEED_UNTIL or now.step >= SLOWEST * expected:
+    if now.percent > SPEED_UNTIL or now.step >= (SLOWEST if steady else SLOWEST_UNSTEADY) * expected:
         return None
     return Ended(SLOW, f"{now.step / expected:.0%} of the incumbent's steps at {now.percent:.0f}%")
 
 
-def _behind(now: Point, seen: Curve, incumbent: Curve, slack: float) -> Ended | None:
+def _behind(now: Point, seen: Curve, incumbent: Curve, slack: float, steady: bool) -> Ended | None:
     """At each check once. In two windows one after the other, so that no lucky stretch decides."""
     before = seen[-1].percent if seen else 0.0
     margin = next((margin for at, margin in CHECKS if before < at <= now.percent), None)
@@ -76,9 +78,13 @@ def _behind(now: Point, seen: Curve, incumbent: Curve, slack: float) -> Ended | 
         return None
     gaps = []
     for end in (now.percent, now.percent - curve.WINDOW):
-        own, other = (curve.mean(points, end - curve.WINDOW, end) for points in ([*seen, now], incumbent))
+        begin = end - curve.WINDOW
+        own, other = (curve.mean(points, begin, end) for points in ([*seen, now], incumbent))
         if own is None or other is None:
             return None
+        if not steady:
+            at_its_steps = (curve.percent_at(incumbent, curve.steps_at([*seen, now], percent)) for percent in (begin, end))
+            other = max(other, curve.mean(incumbent, *at_its_steps) or other)
         gaps.append(own - other)
     if min(gaps) <= slack * margin + SURE * math.sqrt(2) * curve.noise(incumbent):
         return None

@@ -23,14 +23,15 @@ class Against:
 
     curve: Curve
     slack: Slack
+    steady: bool = True  # whether one code has one speed on this machine
 
 
-def against(folder: Path, source: str, category: str) -> Against | None:
+def against(folder: Path, source: str, category: str, steady: bool) -> Against | None:
     """The incumbent in `folder`, for a train.py that changes it. None if it left no curve or no file to compare."""
     try:
         incumbent = (folder / TRAIN).read_bytes().decode()
         points = curve.read(folder)
-        return Against(points, slack(incumbent, source, category)) if points else None
+        return Against(points, slack(incumbent, source, category), steady) if points else None
     except (FileNotFoundError, SyntaxError, UnicodeDecodeError):
         return None
 
@@ -55,6 +56,6 @@ class Watch:
         point, seen = Point(now.percent, now.loss, now.step), tuple(self.recorder.points)
         if (not self.recorder.add(point) and math.isfinite(now.loss)) or self.rule is None:
             return
-        ended = check(point, seen, self.rule.curve, self.rule.slack)
+        ended = check(point, seen, self.rule.curve, self.rule.slack, self.rule.steady)
         if ended and not (ended.kind in (SLOW, BEHIND) and self.witness and self.witness.disturbed()):
             raise ended
