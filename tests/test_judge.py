@@ -65,13 +65,18 @@ def test_an_incumbent_with_no_more_runs_than_a_near_candidate_is_run_again_first
 
 def test_a_small_laptop_gets_at_most_two_runs_of_each() -> None:
     baseline, selected = Incumbent((1.0,), selected=False), Incumbent((1.0,))
-    near = 1.0 - 2 * SIGMA
-    assert outcome(near, incumbent=baseline, rule=CPU) == AGAIN, "the baseline has its one"
-    assert outcome(near, near, incumbent=baseline, rule=CPU) == NOT_BETTER
-    assert outcome(near, incumbent=selected, rule=CPU) == AGAIN_INCUMBENT
-    assert outcome(near, incumbent=selected.again(1.0), rule=CPU) == AGAIN
-    assert outcome(1.0 - SIGMA, incumbent=baseline, rule=CPU) == NOT_BETTER, "too little to pay for a second run"
-    assert outcome(1.0 - SIGMA, incumbent=baseline, rule=replace(CPU, sure_not=GPU.sure_not)) == AGAIN
+    near, nearer = 1.0 - 2 * SIGMA, 1.0 - SIGMA
+    for hurried in (CPU.at(1), CPU.at(5)):
+        assert outcome(near, incumbent=baseline, rule=hurried) == AGAIN, "the baseline has its one"
+        assert outcome(near, near, incumbent=baseline, rule=hurried) == NOT_BETTER
+        assert outcome(near, incumbent=selected, rule=hurried) == AGAIN_INCUMBENT
+        assert outcome(near, incumbent=selected.again(1.0), rule=hurried) == AGAIN
+        assert outcome(nearer, incumbent=baseline, rule=hurried) == NOT_BETTER, "too little to pay for a second run"
+    later, twice = CPU.at(6), replace(baseline, scores=(1.0, 1.0))
+    assert outcome(nearer, incumbent=baseline, rule=later) == AGAIN_INCUMBENT, "it may have been lucky"
+    assert outcome(nearer, incumbent=twice, rule=later) == AGAIN
+    assert outcome(near, near, incumbent=twice, rule=later) in (BETTER, NOT_BETTER), "two runs of each are all"
+    assert GPU.at(1) == GPU
 
 
 def test_the_less_is_known_of_the_noise_the_more_a_keep_takes() -> None:

@@ -29,8 +29,8 @@ BETTER, WORSE = setting("LR", 0.2), setting("LR", 0.05)
 
 @pytest.fixture(autouse=True)
 def a_baseline_may_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And candidates are, whatever is near: as on a GPU. A CPU's own rule asks for less."""
-    monkeypatch.setattr(judge, "CPU", replace(judge.CPU, most_reference=2, sure_not=judge.SURE_NOT))
+    """And candidates are, whatever is near: as after a lab's first five experiments."""
+    monkeypatch.setattr(judge, "CPU", replace(judge.CPU, hurried=0))
 
 
 @pytest.fixture

@@ -39,11 +39,16 @@ class Rule:
     most_reference: int = 5  # of an incumbent, without its first: more are not made for a candidate's sake
     sure_not: float = SURE_NOT  # evidence at which a candidate is given up
     simpler: bool = True  # whether as good and clearly less code is a keep
+    hurried: int = 0  # experiments at a lab's beginning that shall cost few repeats, so that a first look takes minutes
+
+    def at(self, number: int) -> "Rule":
+        """For a lab's `number`-th experiment. In a hurry a candidate is run again only where its first run speaks for it, and a
+        baseline never."""
+        return replace(self, most_reference=1, sure_not=0.5) if number <= self.hurried else self
 
 
 GPU = Rule()
-# Minutes for a first session: a second run only where the first speaks for the candidate, none of a baseline for its sake.
-CPU = Rule(noise_runs=1, most_runs=2, most_reference=1, sure_not=0.5)
+CPU = Rule(noise_runs=1, most_runs=2, most_reference=2, hurried=5)
 
 
 @dataclass(frozen=True)

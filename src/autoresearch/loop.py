@@ -337,7 +337,7 @@ class Loop:
 
     def weigh(self, experiment: Experiment, best: Experiment | None) -> Judgement:
         ours = (self.session.record.tag, self.session.record.fingerprint) == (experiment.session, experiment.fingerprint)
-        rule = self.rule if ours else standing.as_it_is(self.rule, experiment)
+        rule = self.rule.at(experiment.n - 1) if ours else standing.as_it_is(self.rule, experiment)
         return standing.weigh(self.journal, experiment, best, self.session.prior, rule)
 
     def run_again(self, experiment: Experiment, best: Experiment | None, judgement: Judgement) -> Experiment:
