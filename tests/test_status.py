@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli, bpb
 from labs import Background, Held, agent, copy_of, picture, rows, setting, statuses
 
 from autoresearch import owner, processes, status
+from autoresearch.experiment.meter import family
 from autoresearch.journal import Journal
 from autoresearch.lab import Lab
+from autoresearch.ratchet import Ratchet
 
 
 @pytest.fixture
@@ -219,6 +223,26 @@ def test_a_process_that_has_ended_and_was_not_waited_for_counts_as_none() -> Non
     assert processes.birth(child) == ""
     os.waitpid(child, 0)
     assert processes.birth(os.getpid()) != ""
+
+
+def test_a_process_that_ends_while_it_is_looked_at_stops_nobody(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel answers then is neither "not found" nor "not permitted". It once ended a loop."""
+    stat = Path.stat
+
+    def ended(self: Path, **options: Any) -> os.stat_result:
+        if self.parts[:2] == ("/", "proc") and len(self.parts) > 3:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), str(self))
+        return stat(self, **options)
+
+    monkeypatch.setenv("MARK", "here")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        monkeypatch.setattr(Path, "stat", ended)
+        try:
+            assert child.pid in processes.marked("MARK=here")
+            assert child.pid in family(os.getpid())
+            assert list(Ratchet(lab)._living()) == []
+        finally:
+            child.kill()
 
 
 def test_a_lock_of_whatever_content_is_nobodys(lab: Path) -> None:

@@ -49,9 +49,15 @@ def marked(mark: str) -> Iterator[int]:
 def marks(mark: str) -> Iterator[tuple[int, str]]:
     """The same with the whole of that variable."""
     start = mark.encode()
-    for environment in PROC.glob("[0-9]*/environ"):
+    for process in running():
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            data = environment.read_bytes()
+            data = (process / "environ").read_bytes()
             for variable in data.split(b"\0") if start in data else ():
                 if variable.startswith(start):
-                    yield int(environment.parent.name), os.fsdecode(variable)
+                    yield int(process.name), os.fsdecode(variable)
+
+
+def running() -> list[Path]:
+    """The folders of all processes here, none where there is no /proc. A glob with a file's name behind it would not do: it asks
+    whether each has the file, and raises where a process ends just then."""
+    return [entry for entry in PROC.iterdir() if entry.name.isdigit()] if PROC.exists() else []

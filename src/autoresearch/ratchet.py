@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.errors import NotReady, WrongCall
-from autoresearch.processes import PROC
+from autoresearch.processes import PROC, running
 from autoresearch.terminal import tell
 
 PREFIX = "autoresearch/"  # session branches are autoresearch/<tag>
@@ -113,13 +113,13 @@ class Ratchet:
 
     def _living(self) -> Iterator[int]:
         """Processes of git that may be at work in this repository."""
-        for name in PROC.glob("[0-9]*/comm"):
-            pid = int(name.parent.name)
+        for process in running():
             try:
-                if name.read_text().startswith("git") and (name.parent / "cwd").readlink().is_relative_to(self.root.resolve()):
-                    yield pid
+                name = (process / "comm").read_text()
+                if name.startswith("git") and (process / "cwd").readlink().is_relative_to(self.root.resolve()):
+                    yield int(process.name)
             except PermissionError:  # another user's
-                yield pid
+                yield int(process.name)
             except OSError:  # it has ended meanwhile
                 continue
 

@@ -58,9 +58,10 @@ def family(pid: int) -> list[int]:
     while left:
         each = left.pop()
         found.append(each)
-        for children in PROC.glob(f"{each}/task/*/children"):
-            with contextlib.suppress(OSError, ValueError):
-                left += [int(word) for word in children.read_text().split()]
+        with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+            for thread in (PROC / str(each) / "task").iterdir():
+                with contextlib.suppress(OSError):
+                    left += [int(word) for word in (thread / "children").read_text().split()]
     return found
 
 
