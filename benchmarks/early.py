@@ -114,16 +114,16 @@ def main() -> None:
     print(f"noise of an incumbent's curve, as the rule takes it: {noise:.4f} nats in the middle\n")
     print("| rule | on for | stopped | time saved | false stops |\n|---|---|---|---|---|")
     exempt = sum(run.rule.slack.behind is not None for run in tried if run.rule)
-    shipped = [stop for run in tried if run.rule and (stop := stop_of(run, replace(run.rule, steady=False)))]
+    unsteady = [stop for run in tried if run.rule and (stop := stop_of(run, replace(run.rule, steady=False)))]
     steady = [stop for run in tried if (stop := stop_of(run, run.rule))]
     everywhere = [stop for run in tried if run.rule and (stop := stop_of(run, replace(run.rule, slack=Slack())))]
-    tell("on a CPU", total, exempt, shipped)
+    tell("on a CPU", total, exempt, unsteady)
     tell("on a GPU", total, exempt, steady)
     tell("on a GPU, without exemptions", total, len(tried), everywhere)
     tell("no early stops", total, 0, [])
     worse = sorted(
         stop.run.experiment.val_bpb - stop.run.experiment.incumbent_bpb
-        for stop in shipped
+        for stop in unsteady
         if stop.run.experiment.val_bpb is not None and stop.run.experiment.incumbent_bpb is not None
     )
     if worse:
