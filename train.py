@@ -133,7 +133,9 @@ DEVICE, DTYPE = pick_device()
 
 
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False) if COMPILE else function
+    """Without passes and trials that cost seconds of a first start and make none of these graphs faster."""
+    options = {"pattern_matcher": False, "triton.autotune_pointwise": False}
+    return torch.compile(function, dynamic=False, options=options) if COMPILE else function
 
 
 def synchronize() -> None:
@@ -424,6 +426,7 @@ class GPT(nn.Module):
         nn.init.uniform_(self.mlp_in, -MLP_INIT_SCALE * bound, MLP_INIT_SCALE * bound)
         nn.init.zeros_(self.mlp_out)
         nn.init.ones_(self.residual)
+        nn.init.constant_(self.residual[0], 0.5)  # the first block's stream is the embedding twice: one graph serves all blocks
         nn.init.constant_(self.first, X0_LAMBDA)
         nn.init.constant_(self.backout, BACKOUT)
         nn.init.normal_(self.head, std=HEAD_INIT_STD)
@@ -439,8 +442,8 @@ class GPT(nn.Module):
         tables = zip(self.value_embeds.unbind(), self.value_gates.to(DTYPE).unbind(), strict=True)
         values = {layer: (tokens, *table) for layer, table in zip(self.value_layers, tables, strict=True)}
 
-        begin, *first = Fan.apply(stem(tokens, self.embed, self.pairs, self.smear, self.smear_gate), DEPTH + 1)
-        stream = (middle := begin,)
+        begin = Fan.apply(stem(tokens, self.embed, self.pairs, self.smear, self.smear_gate), DEPTH + 2)
+        stream, first, middle = begin[:2], begin[2:], begin[0]
         for i in range(DEPTH):
             mix = residual[i], first_weight[i]
             x, heads, v, gates = project(stream, first[i], mix, into[i], values.get(i, ()))
@@ -473,19 +476,19 @@ def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Optimizer. Everything that changes from step to step comes in as a 0-d tensor: nothing is compiled twice.
+# Optimizer. Everything that changes from step to step comes in as a 0-d tensor: nothing is compiled twice. Each function takes
+# all tensors at once: few graphs start faster than many.
 
 
 @compiled
-def adamw_step(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: Tensor, decay: Tensor, beta1: Tensor, beta2: Tensor, step: Tensor
-) -> None:
-    """AdamW (1711.05101) in place."""
-    p.mul_(1 - lr * decay)
-    m.lerp_(g, 1 - beta1)
-    v.lerp_(g.square(), 1 - beta2)
-    denominator = (v / (1 - beta2**step)).sqrt() + ADAM_EPS
-    p.sub_(lr / (1 - beta1**step) * m / denominator)
+def adamw_step(entries: list[tuple[Tensor, ...]], beta1: Tensor, beta2: Tensor, step: Tensor) -> None:
+    """AdamW (1711.05101) in place. An entry: parameter, gradient, both moments, learning rate, weight decay."""
+    for p, g, m, v, lr, decay in entries:
+        p.mul_(1 - lr * decay)
+        m.lerp_(g, 1 - beta1)
+        v.lerp_(g.square(), 1 - beta2)
+        denominator = (v / (1 - beta2**step)).sqrt() + ADAM_EPS
+        p.sub_(lr / (1 - beta1**step) * m / denominator)
 
 
 # Polar Express: the best odd polynomials of degree 5 for singular values in [0.001, 1], one after the other (2505.16932, table for
@@ -500,11 +503,9 @@ POLAR_EXPRESS = (
 
 
 def orthogonalize(g: Tensor) -> Tensor:
-    """The nearest matrices with orthonormal rows or columns, for a stack (N, rows, cols)."""
-    x = g.to(DTYPE) if DTYPE == torch.bfloat16 else g.float()
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT
+    """The nearest matrices with orthonormal rows or columns, for a stack (N, rows, cols). Products, nearly: not compiled."""
+    tall = g.size(-2) > g.size(-1)
+    x = g.mT if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
@@ -514,21 +515,28 @@ def orthogonalize(g: Tensor) -> Tensor:
 
 
 @compiled
-def muon_step(
-    p: Tensor, g: Tensor, momentum: Tensor, second: Tensor, lr: Tensor, decay: Tensor, beta1: Tensor, beta2: Tensor
-) -> None:
-    """Muon on a stack of matrices, in place: Nesterov momentum, orthogonalize, even out the neurons, cautious decay."""
-    momentum.lerp_(g, 1 - beta1)
-    update = orthogonalize(g.lerp(momentum, beta1)).float()
-    # NorMuon: the longer side's neurons get equal size over time; the update keeps its whole norm.
-    side = -1 if p.size(-2) >= p.size(-1) else -2
-    second.lerp_(update.square().mean(dim=side, keepdim=True), 1 - beta2)
-    size = update.norm(dim=(-2, -1), keepdim=True)
-    update = update * second.clamp_min(1e-10).rsqrt()
-    update = update * (size / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
-    lr = lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-    shrink = decay * (update * p >= 0)  # decay only where it agrees with the step
-    p.sub_(lr * (update + shrink * p))
+def nesterov(entries: list[tuple[Tensor, Tensor]], beta1: Tensor) -> list[Tensor]:
+    """Muon's first half on stacks of (gradient, momentum): the momentum in place, and the update to orthogonalize."""
+    numbers = DTYPE if DTYPE == torch.bfloat16 else torch.float32
+    for g, momentum in entries:
+        momentum.lerp_(g, 1 - beta1)
+    return [g.lerp(momentum, beta1).to(numbers) for g, momentum in entries]
+
+
+@compiled
+def muon_step(entries: list[tuple[Tensor, ...]], lr: Tensor, decay: Tensor, beta2: Tensor) -> None:
+    """Its second half: even out the neurons, decay with caution. An entry: stack of matrices, update, second moments."""
+    for p, update, second in entries:
+        update = update.float()
+        # NorMuon: the longer side's neurons get equal size over time; the update keeps its whole norm.
+        side = -1 if p.size(-2) >= p.size(-1) else -2
+        second.lerp_(update.square().mean(dim=side, keepdim=True), 1 - beta2)
+        size = update.norm(dim=(-2, -1), keepdim=True)
+        update = update * second.clamp_min(1e-10).rsqrt()
+        update = update * (size / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
+        rate = lr * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
+        shrink = decay * (update * p >= 0)  # decay only where it agrees with the step
+        p.sub_(rate * (update + shrink * p))
 
 
 class Optimizer:
@@ -564,19 +572,19 @@ class Optimizer:
         """`count`: steps done so far; `progress`: fraction of the run behind us."""
         scale = learning_rate_scale(progress)
         beta1, beta2 = self._scalar("beta1", ADAM_BETA1), self._scalar("beta2", ADAM_BETA2)
-        number = self._scalar("step", count + 1)
+        entries = []
         for i, ((p, lr, decay), (m, v)) in enumerate(zip(self.adamw, self.adamw_state, strict=True)):
             rate, shrink = self._scalar(f"lr{i}", lr * scale), self._scalar(f"decay{i}", decay)
-            adamw_step(p, p.grad, m, v, rate, shrink, beta1, beta2, number)
+            entries.append((p, p.grad, m, v, rate, shrink))
+        adamw_step(entries, beta1, beta2, self._scalar("step", count + 1))
         ramp = min(1.0, progress / MUON_RAMP) if MUON_RAMP > 0 else 1.0
         momentum = self._scalar("momentum", MUON_MOMENTUM_START + ramp * (MUON_MOMENTUM - MUON_MOMENTUM_START))
-        rate, shrink = (
-            self._scalar("muon_lr", MATRIX_LR * scale),
-            self._scalar("muon_decay", MATRIX_DECAY * (1 - progress)),
-        )
+        rate, shrink = self._scalar("muon_lr", MATRIX_LR * scale), self._scalar("muon_decay", MATRIX_DECAY * (1 - progress))
         second_decay = self._scalar("muon_beta2", MUON_BETA2)
-        for p, (first, second) in zip(self.muon, self.muon_state, strict=True):
-            muon_step(stack_of(p), stack_of(p.grad), first, second, rate, shrink, momentum, second_decay)
+        firsts, seconds = zip(*self.muon_state, strict=True)
+        grads = [stack_of(p.grad) for p in self.muon]
+        updates = map(orthogonalize, nesterov(list(zip(grads, firsts, strict=True)), momentum))
+        muon_step(list(zip(map(stack_of, self.muon), updates, seconds, strict=True)), rate, shrink, second_decay)
         for p in self.parameters():
             p.grad = None
 
