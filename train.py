@@ -52,7 +52,7 @@ SOFTCAP = 15.0  # logits are bent into (-SOFTCAP, SOFTCAP)
 VALUE_EMBED_EVERY = 2  # a value embedding on every n-th layer, counted back from the last; 0: on none; one of: 1, 2, 3
 GATE_CHANNELS = 32  # channels of a token that decide on its gates, of the heads' results and of its value embedding; fixed
 
-PAIR_ROWS = 5  # rows of the table of token pairs over VOCAB_SIZE; 0: no table; one of: 0, 2, 5, 10
+PAIR_ROWS = 20  # rows of the table of token pairs over VOCAB_SIZE; 0: no table; one of: 0, 5, 10, 20, 40
 SMEAR_CHANNELS = 24  # channels of a token that decide how much of the previous token's embedding it takes in; fixed
 
 # Initial values

@@ -47,6 +47,7 @@ class Game:
     root: Path
     source: str
     score: Score = bowl
+    margin: float = 0.0  # that a keep is better by
     history: list[Experiment] = field(default_factory=list)
     incumbent: str = ""
 
@@ -66,7 +67,7 @@ class Game:
         literals = values(proposal.source)
         score = self.score(literals)
         before = None if baseline else self.best
-        crashed, better = score is None, score is not None and (before is None or score < before)
+        crashed, better = score is None, score is not None and (before is None or score < before - self.margin)
         done = Experiment(
             n=len(self.history) + 1,
             session="night",

@@ -202,6 +202,45 @@ def test_a_step_is_one_literal_and_its_description_says_all_of_it(tmp_path: Path
         assert done.description == f"{name} {before[name]}->{now}"
 
 
+def sized(literals: dict[str, Any]) -> float:
+    """Smaller is a little better, in these two; each gains half of what a keep takes."""
+    return 1.0 + literals["DEPTH"] / 64 + literals["HEADS"] / 64 + abs(literals["WIDTH"] - 48) + abs(literals["BATCH"] - 4096)
+
+
+def test_steps_that_each_nearly_help_are_made_together_and_kept(tmp_path: Path) -> None:
+    game = Game(tmp_path, SIZES, sized, margin=1.5 / 64)
+    done = game.history[0]
+    while done.status == "discard" or done.baseline:
+        assert len(game.history) < 8
+        done = game.turn()
+    assert done.description in ("DEPTH 4->3, HEADS 4->3", "HEADS 4->3, DEPTH 4->3")
+    assert done.details == {"step": ["DEPTH", "HEADS"]} and done.status == "keep"
+    alone = [each for each in game.history[1:-1] if each.val_bpb and each.val_bpb < 1.125]
+    assert len(alone) == 2, "both were tried alone before, and neither was kept"
+    again = game.turn()
+    assert len(again.details["step"]) == 2 and again.details["step"][1] in (-1, 1), "a single step from the new incumbent"
+
+
+def test_what_was_made_together_in_vain_is_not_made_together_again(tmp_path: Path) -> None:
+    apart = {"DEPTH": 3, "HEADS": 3}
+
+    def no_sum(literals: dict[str, Any]) -> float:
+        changed = sum(literals[name] == value for name, value in apart.items())
+        return {0: 1.0, 1: 0.99, 2: 1.1}[changed] + abs(literals["WIDTH"] - 48) / 48
+
+    game = Game(tmp_path, SIZES, no_sum, margin=0.05)
+    for _ in range(11):  # ten steps and these two together: that is all there is
+        game.turn()
+    joint = [done for done in game.history if (done.literals or {}).items() >= apart.items()]
+    assert len(joint) == 1 and joint[0].status == "discard"
+
+
+def test_one_near_miss_alone_is_nothing_to_make_together(tmp_path: Path) -> None:
+    game = Game(tmp_path, SIZES, lambda literals: 1.0 + literals["DEPTH"] / 64 * (literals["DEPTH"] > 2), margin=1.0)
+    for _ in range(9):
+        assert len(game.turn().details["step"]) == 2 and game.history[-1].details["step"][1] in (-1, 1)
+
+
 def test_a_step_that_was_lost_with_its_process_is_proposed_again(tmp_path: Path) -> None:
     game = Game(tmp_path, RICH, same)
     game.turn()

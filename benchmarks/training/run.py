@@ -62,6 +62,7 @@ def start(folder: Path, seed: int, gpu: str) -> tuple[int, str, float]:
     """Run its train.py; returns the exit code, what it printed, and the seconds that all took."""
     env = os.environ | {"AUTORESEARCH_SEED": str(seed), "PYTHONUNBUFFERED": "1"}
     env |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # setup compiles the packages: without that each start would, for several seconds
     began = time.monotonic()
     with (folder / "run.log").open("wb") as log:
         code = subprocess.run([sys.executable, "-u", "train.py"], cwd=folder, env=env, stdout=log, stderr=log).returncode

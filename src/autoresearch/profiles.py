@@ -36,10 +36,10 @@ _CONSTANT_ROWS: dict[str, tuple[int | str, ...]] = {
 }
 _SIZES = ["DEPTH", "NUM_HEADS", "HEAD_DIM", "PAIR_ROWS", "TOTAL_BATCH", "DEVICE_BATCH", "WINDOW_PATTERN", "SHORT_WINDOW", "COMPILE"]
 _SIZE_ROWS: dict[str, tuple[int | str, ...]] = {
-    "gpu-70gb": (9,  5,           128,        5,           2**17,         64,             "SSSSL",          512,            True),
-    "gpu-36gb": (9,  5,           128,        5,           2**17,         64,             "SSSSL",          512,            True),
-    "gpu-15gb": (8,  4,           128,        5,           2**16,         64,             "SSSL",           256,            True),
-    "gpu-5gb":  (6,  4,           64,         5,           2**15,         64,             "SSL",            128,            True),
+    "gpu-70gb": (9,  5,           128,        20,          2**17,         64,             "SSSSL",          512,            True),
+    "gpu-36gb": (9,  5,           128,        20,          2**17,         64,             "SSSSL",          512,            True),
+    "gpu-15gb": (8,  4,           128,        20,          2**16,         64,             "SSSL",           256,            True),
+    "gpu-5gb":  (6,  4,           64,         20,          2**15,         64,             "SSL",            128,            True),
     "mps":      (4,  4,           32,         0,           2**12,         16,             "SSSL",           128,            False),
     "cpu":      (4,  4,           32,         0,           2**11,         8,              "SSSL",           128,            False),
 }

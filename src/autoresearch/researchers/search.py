@@ -13,7 +13,7 @@ What was asked and told is kept by Optuna in `.autoresearch/search/`: study.py.
 It goes by all that was tried, of which there may be thousands: what it makes of each is small, or made and left.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from autoresearch.researchers.foreign import Point, inject
 from autoresearch.researchers.lineage import Link, gained, line, lineage
 from autoresearch.researchers.said import describe
 from autoresearch.researchers.space import Dimension, space
-from autoresearch.researchers.steps import attempts, steps
+from autoresearch.researchers.steps import attempts, steps, together
 from autoresearch.researchers.study import POPULATION, SIGMA, continued, distributions_of, open_study
 
 CYCLE, STEPS_FIRST, STEPS_LATER = 3, 2, 1  # of three proposals, how many are steps: while one is promising, and afterwards
@@ -79,10 +79,14 @@ class Search:
         raise ResearcherFailed("all that is near the incumbent was tried before: train.py leaves nothing more to search")
 
 
-def _step(context: Context, ours: Iterable[Link], dims: Mapping[str, Dimension], session: str) -> tuple[Proposal | None, bool]:
-    """The next step of a discrete literal, if one is left, and whether it is promising."""
+def _step(context: Context, ours: Sequence[Link], dims: Mapping[str, Dimension], session: str) -> tuple[Proposal | None, bool]:
+    """The next step of a discrete literal, if one is left, or those together that nearly helped, and whether it is promising."""
     current = values(context.source)
     known = {code_key(context.source)} | {done.code_key for done in context.history}
+    if changes := together(ours, dims, code_key(context.source)):
+        source = set_literals(context.source, changes)
+        if code_key(source) not in known:
+            return Proposal(source, describe(current, changes), {"step": sorted(changes)}), True
     for step in steps(current, dims, attempts(ours, dims), session):
         changes = {step.move[0]: step.value}
         source = set_literals(context.source, changes)

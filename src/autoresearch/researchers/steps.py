@@ -5,6 +5,9 @@ because it trains for more steps; then those that were tried longest ago, since 
 made it, if it was the only literal that changed. A crash, out of memory above all, bars its direction for as long as the
 incumbent's discrete literals are what they were: other learning rates need no less memory.
 
+Steps that scored better than the incumbent, but not surely, are made together once there are two: their gains add up, the noise
+of a run does not.
+
 All of it follows from the history, so that a stop changes nothing.
 """
 
@@ -16,7 +19,7 @@ from typing import Any
 from autoresearch.literals import Value
 from autoresearch.researchers.lineage import Link
 from autoresearch.researchers.space import Dimension
-from autoresearch.results import CRASH, KEEP
+from autoresearch.results import CRASH, DISCARD, KEEP
 
 Move = tuple[str, int]  # a literal, and 1 for up or -1 for down
 
@@ -58,6 +61,23 @@ def _move(link: Link, name: str, dims: Mapping[str, Dimension]) -> Move | None:
     if dim is None or not dim.discrete or not dim.holds(old):
         return None
     return next(((name, direction) for direction in (-1, 1) if dim.neighbour(old, direction) == new), None)
+
+
+def together(links: Iterable[Link], dims: Mapping[str, Dimension], incumbent: str) -> dict[str, Value]:
+    """The values of all near misses from this incumbent (its code_key) that were not yet made together; {} for fewer than two."""
+    near: dict[str, tuple[float, Value]] = {}
+    for link in links:
+        done, before = link.done, link.before
+        if before is None or before.code_key != incumbent:
+            continue
+        name, *others = changed = link.changed or {""}
+        if others and all(each in dims and dims[each].discrete for each in changed):
+            near = {each: found for each, found in near.items() if each not in changed}
+        elif not others and done.status == DISCARD and done.val_bpb is not None and _move(link, name, dims):
+            score = done.val_bpb - (done.incumbent_bpb or 0.0)
+            if score < min(0.0, near[name][0] if name in near else 0.0):
+                near[name] = score, (done.literals or {})[name]
+    return {name: value for name, (_, value) in near.items()} if len(near) > 1 else {}
 
 
 def steps(current: Mapping[str, Any], dims: Mapping[str, Dimension], tried: Sequence[Attempt], session: str) -> list[Step]:
