@@ -161,7 +161,8 @@ def test_the_model_and_the_words_about_it_do_not(old: str, new: str) -> None:
         ("TOTAL_BATCH = 2**17 ", "TOTAL_BATCH = 2**16 "),
         ("return 1.0 if left >= WARMDOWN", "return 0.9 if left >= WARMDOWN"),
         ("shrink = decay * (update * p >= 0)", "shrink = 0.0"),
-        ("    m.lerp_(g, 1 - beta1)\n", ""),
+        ("        m.lerp_(g, 1 - beta1)\n", ""),
+        ("g.lerp(momentum, beta1).to(numbers)", "momentum.to(numbers)"),
         ("        self.optimizer.step(count, progress)\n", "        clip(self)\n        self.optimizer.step(count, progress)\n"),
     ],
 )
