@@ -243,7 +243,7 @@ def test_any_shape_that_is_allowed_trains(train: ModuleType, monkeypatch: pytest
 def test_parameters_and_flops_are_counted_right(train: ModuleType) -> None:
     model = train.GPT()
     width, blocks = 32, 3 * (4 * 32 * 32 + 2 * 2 * 32 * 32)
-    embeds = 2048 * width * (1 + train.PAIR_ROWS + 2 + 1)  # tokens, pairs, two value embeddings, head
+    embeds = 2048 * width * (1 + 20 + 2 + 1)  # tokens, pairs, two value embeddings, head
     assert sum(p.numel() for p in model.parameters()) == blocks + embeds + (3 + 2) * 2 * 8 + 2 * 3 + 4 + 2
     assert model.flops_per_token() == 6 * (blocks + 2048 * width) + 12 * width * (32 + 2 * T)
 

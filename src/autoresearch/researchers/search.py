@@ -1,6 +1,6 @@
-"""Plain search as a researcher: single steps and CMA-ES over the ALL_CAPS literals of the incumbent's train.py.
+"""Plain search as a researcher: steps and CMA-ES over the ALL_CAPS literals of the incumbent's train.py.
 
-It needs no network, no key and no agent. Discrete literals (whole numbers, choices) are moved one at a time: steps.py. The others
+It needs no network, no key and no agent. Discrete literals (whole numbers, choices) are moved by steps: steps.py. The others
 are searched together by CMA-ES, from the current values with small steps (on tasks of this size that beats TPE and a Gaussian
 process within 20 trials), on top of the incumbent's discrete ones. Two of three proposals are steps while one is promising, later
 one of three. A crash, out of memory above all, and a run that was stopped early count as worse than anything that was measured.
@@ -83,15 +83,14 @@ def _step(context: Context, ours: Sequence[Link], dims: Mapping[str, Dimension],
     """The next step of a discrete literal, if one is left, or those together that nearly helped, and whether it is promising."""
     current = values(context.source)
     known = {code_key(context.source)} | {done.code_key for done in context.history}
-    if changes := together(ours, dims, code_key(context.source)):
-        source = set_literals(context.source, changes)
-        if code_key(source) not in known:
-            return Proposal(source, describe(current, changes), {"step": sorted(changes)}), True
+    joint = together(ours, dims, code_key(context.source))
+    options: list[tuple[dict[str, Any], Sequence[Any], bool]] = [(joint, sorted(joint), True)] if joint else []
     for step in steps(current, dims, attempts(ours, dims), session):
-        changes = {step.move[0]: step.value}
+        options.append(({step.move[0]: step.value}, step.move, step.promising))
+    for changes, moved, promising in options:
         source = set_literals(context.source, changes)
         if code_key(source) not in known:
-            return Proposal(source, describe(current, changes), {"step": list(step.move)}), step.promising
+            return Proposal(source, describe(current, changes), {"step": list(moved)}), promising
     return None, False
 
 

@@ -66,16 +66,17 @@ def _move(link: Link, name: str, dims: Mapping[str, Dimension]) -> Move | None:
 def together(links: Iterable[Link], dims: Mapping[str, Dimension], incumbent: str) -> dict[str, Value]:
     """The values of all near misses from this incumbent (its code_key) that were not yet made together; {} for fewer than two."""
     near: dict[str, tuple[float, Value]] = {}
+    movable = discrete({}, dims).keys()
     for link in links:
-        done, before = link.done, link.before
+        done, before, bpb = link.done, link.before, link.done.val_bpb
         if before is None or before.code_key != incumbent:
             continue
-        name, *others = changed = link.changed or {""}
-        if others and all(each in dims and dims[each].discrete for each in changed):
-            near = {each: found for each, found in near.items() if each not in changed}
-        elif not others and done.status == DISCARD and done.val_bpb is not None and _move(link, name, dims):
-            score = done.val_bpb - (done.incumbent_bpb or 0.0)
-            if score < min(0.0, near[name][0] if name in near else 0.0):
+        changed = link.changed
+        if len(changed) > 1 and changed <= movable:
+            near = {name: found for name, found in near.items() if name not in changed}
+        elif len(changed) == 1 and done.status == DISCARD and bpb is not None and (move := _move(link, changed.pop(), dims)):
+            name, score = move[0], bpb - (done.incumbent_bpb or 0.0)
+            if score < (near[name][0] if name in near else 0.0):
                 near[name] = score, (done.literals or {})[name]
     return {name: value for name, (_, value) in near.items()} if len(near) > 1 else {}
 
